@@ -1,0 +1,146 @@
+"""What a bundle says of itself: the manifest beside the weights, read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dicom_node.domain import BundleError
+
+MANIFEST = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Code(_Part):
+    """A coded concept (PS3.3 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+class OperatingPoint(_Part):
+    """A threshold on the calibrated probability, with what it gave on the held-back folds."""
+
+    threshold: float = Field(ge=0, le=1)
+    sensitivity: float = Field(ge=0, le=1)
+    specificity: float = Field(ge=0, le=1)
+
+
+class Target(_Part):
+    """One question that the bundle answers.
+
+    `weights` are those of the members in the mean of calibrated logits that makes the probability.
+    """
+
+    name: str
+    title: str
+    code: Code
+    weights: dict[str, float]
+    operating_point: str
+    operating_points: dict[str, OperatingPoint]
+
+    @property
+    def threshold(self) -> float:
+        """The threshold of the operating point in force."""
+        return self.operating_points[self.operating_point].threshold
+
+
+class WeightFile(_Part):
+    """One safetensors file of a member."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.safetensors$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Calibration(_Part):
+    """Platt scaling of one output of a member: ``probability = sigmoid(slope * output + intercept)``."""
+
+    output: str
+    slope: float
+    intercept: float
+
+
+class Member(_Part):
+    """One trained network: `architecture` names its class in `training.models`."""
+
+    name: str
+    title: str
+    version: str
+    architecture: str
+    citation: str
+    weights: tuple[WeightFile, ...] = Field(min_length=1)
+    preprocessing: dict[str, float | int | str]
+    calibration: dict[str, Calibration]
+
+    @property
+    def weights_sha256(self) -> str:
+        """One digest over the digests of all weight files, in order."""
+        return hashlib.sha256("".join(part.sha256 for part in self.weights).encode()).hexdigest()
+
+
+class Manifest(_Part):
+    """A release of a bundle. `training` is the record of how it came about."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    release: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
+    title: str
+    targets: tuple[Target, ...] = Field(min_length=1)
+    members: tuple[Member, ...] = Field(min_length=1)
+    training: dict[str, Any]
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse a manifest whose parts do not fit together."""
+        members = {member.name: member for member in self.members}
+        for target in self.targets:
+            if target.operating_point not in target.operating_points:
+                raise ValueError(f"target {target.name}: operating point {target.operating_point} is not defined")
+            for name in target.weights:
+                if name not in members or target.name not in members[name].calibration:
+                    raise ValueError(f"target {target.name}: no calibrated member {name}")
+
+
+def find_bundle(bundle: str) -> Path:
+    """Folder of a bundle given by folder, or by name among those that travel with the workers.
+
+    Raises
+    ------
+    BundleError
+        Where neither exists.
+    """
+    folder = Path(bundle)
+    if (folder / MANIFEST).is_file():
+        return folder
+    spec = importlib.util.find_spec("workers")  # located, not imported: this process holds no torch
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        installed = Path(root) / "bundles" / bundle
+        if (installed / MANIFEST).is_file():
+            return installed
+    raise BundleError(f"bundle {bundle!r}: no such name is installed and {folder / MANIFEST} does not exist")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the bundle in `folder`; the weights are not looked at.
+
+    Raises
+    ------
+    BundleError
+        Naming the first thing that is wrong.
+    """
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg']}") from error

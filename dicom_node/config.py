@@ -1,0 +1,143 @@
+"""Settings: one TOML file and `DICOM_NODE_*` variables over it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from dicom_node.domain import NodeError
+
+PREFIX = "DICOM_NODE_"
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+
+# PS3.5 6.2: AE is at most 16 characters of the default repertoire, no backslash, no control characters.
+AETitle = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class SettingsError(NodeError):
+    """A setting is wrong or unknown; the message is one line that names it."""
+
+    reason = "settings"
+
+
+class Peer(BaseModel):
+    """One DICOM application entity that the node talks to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="Name in the ledger and in messages; unique.")
+    ae_title: AETitle = Field(description="The peer's AE title.")
+    host: str = Field(min_length=1, description="Host name or address.")
+    port: Port = Field(description="TCP port.")
+    destination: bool = Field(False, description="Whether results are delivered to this peer.")
+
+
+class Settings(BaseSettings):
+    """Every setting of the node. Relative paths are taken from the working directory."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    ae_title: AETitle = Field("CXRSCREEN", description="AE title of this node.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: Port = Field(11112, description="TCP port to listen on.")
+    database_url: str = Field(
+        "sqlite:///cxr-node/ledger.sqlite", description="SQLAlchemy URL of the ledger (SQLite in the embedded form)."
+    )
+    broker_url: str = Field("", description="Celery broker; empty in the embedded form, which needs none.")
+    archive_dir: Path = Field(Path("cxr-node/archive"), description="Folder of received and produced objects.")
+    bundle: str = Field("starter", description="Bundle of weights: a name, or a folder that holds manifest.json.")
+    peers: tuple[Peer, ...] = Field((), description="One [[peers]] table per peer; see below.")
+
+    accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")
+    keep_declined: bool = Field(False, description="Keep the bytes of declined instances in the archive.")
+    store_patient_identity: bool = Field(
+        True, description="Keep patient name, ID and accession number in the ledger, for the worklist."
+    )
+    max_pixels: int = Field(64_000_000, ge=1, description="Largest Rows x Columns that is decoded.")
+    lease_s: float = Field(20.0, gt=0, description="Seconds after which an unrenewed claim is given back.")
+    sweep_s: float = Field(5.0, gt=0, description="Seconds between two sweeps.")
+    max_attempts: int = Field(3, ge=1, description="Failed attempts at a screening before it is `failed`.")
+    retry_base_s: float = Field(5.0, gt=0, description="First pause before a delivery is tried again; it doubles.")
+    retry_max_s: float = Field(600.0, gt=0, description="Longest pause between two tries of a delivery.")
+    network_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a peer's answer.")
+    heatmap_size: int = Field(1024, ge=256, le=4096, description="Longer side of the X-ray in the heatmap, in pixels.")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the networks: cpu, cuda, cuda:1.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: variables over the file; the file arrives as init arguments of `load`."""
+        return env_settings, init_settings
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuse two peers of one name: deliveries are recorded by it."""
+        names = [peer.name for peer in self.peers]
+        if len(set(names)) != len(names):
+            raise ValueError("two [[peers]] have the same name; give each its own")
+
+    @property
+    def destinations(self) -> tuple[Peer, ...]:
+        """The peers that results are delivered to."""
+        return tuple(peer for peer in self.peers if peer.destination)
+
+
+def load(config: Path | None = None) -> Settings:
+    """Settings from the file (or that of `DICOM_NODE_CONFIG`) and the environment.
+
+    Raises
+    ------
+    SettingsError
+        Naming the wrong or unknown setting, its value's fault and where it stands, in one line.
+    """
+    if config is None and os.environ.get(CONFIG_VARIABLE):
+        config = Path(os.environ[CONFIG_VARIABLE])
+    _refuse_unknown_variables()
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise SettingsError(f"settings file {config} does not exist")
+        try:
+            from_file = TomlConfigSettingsSource(Settings, config).toml_data
+        except ValueError as error:
+            raise SettingsError(f"{config} is not valid TOML: {error}") from error
+    try:
+        return Settings(**from_file)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error, config)) from error
+    except (ValueError, TypeError) as error:  # pydantic-settings: a variable that is not the JSON it should be
+        raise SettingsError(f"{error} (environment variables {PREFIX}*)") from error
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}; the README lists the settings")
+
+
+def _one_line(error: ValidationError, config: Path | None) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    source = f" in {config}" if config else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where}{source}; the README lists the settings"
+    shown = "" if where.endswith("_url") else f" (given: {str(first['input'])[:80]!r})"
+    return f"wrong setting {where}{source} or in {PREFIX}{where.split('.')[0].upper()}: {first['msg']}{shown}"

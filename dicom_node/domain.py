@@ -1,0 +1,198 @@
+"""The words of the node as plain data: no I/O, no DICOM library, no database.
+
+Everything here is frozen and safe to pass between threads and processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+# How the node's own objects name their maker (PS3.3 C.7.5.1); admission knows them again by it.
+MANUFACTURER = "cxr-dicom-node project"
+MODEL_NAME = "cxr-dicom-node"
+
+
+class State(StrEnum):
+    """State of a screening; `dicom_node.ledger` draws the transitions."""
+
+    WAITING = "waiting"
+    CLAIMED = "claimed"
+    PREDICTED = "predicted"
+    REPORTED = "reported"
+    DELIVERED = "delivered"
+    WITHHELD = "withheld"
+    DECLINED = "declined"
+    FAILED = "failed"
+
+
+class Purpose(StrEnum):
+    """Why an instance is screened; each purpose has its own screening and its own state."""
+
+    LIVE = "live"
+    SHADOW = "shadow"
+    RETROSPECTIVE = "retrospective"
+
+
+class DeliveryState(StrEnum):
+    """How far one object is on its way to one destination."""
+
+    PENDING = "pending"
+    SENT = "sent"
+    COMMITTED = "committed"
+    READ_BACK = "read_back"
+    UNPROVEN = "unproven"
+    REJECTED = "rejected"
+
+
+class ObjectKind(StrEnum):
+    """What an archived product of a screening is."""
+
+    MAP = "map"
+    HEATMAP = "heatmap"
+    REPORT = "report"
+
+
+class DeclineReason(StrEnum):
+    """Why an instance is not screened, as recorded in the ledger and printed by `screen --json`."""
+
+    OWN_RESULT = "own_result"
+    FOR_PROCESSING = "for_processing"
+    SOP_CLASS = "sop_class"
+    MODALITY = "modality"
+    COLOUR = "colour"
+    MULTI_FRAME = "multi_frame"
+    NOT_CHEST = "not_chest"
+    LATERAL = "lateral"
+    NOT_FRONTAL = "not_frontal"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the header says about an instance.
+
+    `view` is ``frontal``, ``PA``, ``AP`` or ``unknown`` for an admitted instance; `body_part` is ``chest`` or
+    ``unknown``. `evidence` names the data elements (keywords) that decided, in the order in which they were read.
+    """
+
+    reason: DeclineReason | None
+    view: str
+    body_part: str
+    evidence: tuple[str, ...]
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the instance is screened."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetResult:
+    """The bundle's answer to one question: `flagged` is ``probability >= threshold``."""
+
+    target: str
+    probability: float
+    threshold: float
+    flagged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemberMap:
+    """One heatmap of one member at the model's own resolution.
+
+    Attributes
+    ----------
+    name
+        What the map explains, such as the head it was made from.
+    pixels
+        uint8, shape (h, w); 255 is the strongest activation of this image.
+    box
+        (top, left, height, width): the part of the source image that the map covers, as fractions of the source's
+        rows and columns.
+    """
+
+    member: str
+    name: str
+    pixels: NDArray[np.uint8]
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Everything that the network said about one instance."""
+
+    bundle: str
+    release: str
+    operating_point: str
+    targets: tuple[TargetResult, ...]
+    members: Mapping[str, Mapping[str, float]]
+    maps: tuple[MemberMap, ...] = ()
+
+
+class NodeError(Exception):
+    """Base of the node's errors.
+
+    `permanent` tells whether trying again can help; `reason` is a short code for the ledger. The message says what
+    was wrong, where, and what to do; it never holds patient data.
+    """
+
+    permanent = True
+    reason = "error"
+
+
+class PixelError(NodeError):
+    """The pixels of an instance cannot be read; the message names the data element at fault."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DeclinedByPixelsError(NodeError):
+    """The header was admitted, the pixels are not."""
+
+    def __init__(self, reason: DeclineReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason.value
+        self.decline_reason = reason
+
+
+class BundleError(NodeError):
+    """A bundle of weights is missing, incomplete or not what its manifest says."""
+
+    reason = "bundle"
+
+
+class LostLeaseError(NodeError):
+    """Another worker owns the screening by now: nothing may be written."""
+
+    permanent = False
+    reason = "lost_lease"
+
+
+class DeliveryError(NodeError):
+    """A destination did not take an object.
+
+    Parameters
+    ----------
+    status
+        The DIMSE status (PS3.7 C), or None where none was received.
+    permanent
+        Whether sending the same object again cannot help.
+    """
+
+    reason = "delivery"
+
+    def __init__(self, message: str, *, permanent: bool, status: int | None = None) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.status = status
