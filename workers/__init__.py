@@ -1,0 +1,1 @@
+"""The only place where a network is run in service."""

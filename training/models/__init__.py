@@ -1,0 +1,1 @@
+"""One file per architecture, and the one preprocessing that training and service share."""
