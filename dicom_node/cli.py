@@ -1,0 +1,162 @@
+"""The `dicom-node` command: builds the settings, wires the parts, runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node import __version__
+from dicom_node.config import Settings, load
+from dicom_node.domain import NodeError, State
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A DICOM node that screens chest X-rays. Research and decision support; not a medical device.",
+)
+_COMMANDS = "dicom_node.commands"
+
+
+class _Context:
+    """The settings, loaded when a command first asks, so that `--help` works with broken ones."""
+
+    def __init__(self, config: Path | None) -> None:
+        self.config = config
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.config)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dicom-node {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; DICOM_NODE_CONFIG names one too.", show_default=False)
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,  # noqa: ARG001
+) -> None:
+    context.obj = _Context(config)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    # Other people's loggers may tell what is in a data set; ours never do.
+    for library in ("pynetdicom", "pydicom", "highdicom", "alembic", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+@app.command()
+def up(context: typer.Context) -> None:
+    """Run the embedded node: listener, worker, delivery and sweep in one process tree."""
+    from dicom_node import node
+
+    node.up(context.obj.settings, context.obj.config)
+
+
+@app.command(hidden=True)
+def role(context: typer.Context, name: str) -> None:
+    """Run one process of the embedded node."""
+    from dicom_node import roles
+
+    settings = context.obj.settings
+    if name == "work":
+        _resolve("work")(settings)
+    else:
+        {"listen": roles.listen, "deliver": roles.deliver, "sweep": roles.sweep}[name](settings)
+
+
+@app.command()
+def screen(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, PNG or JPEG files, or folders of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line and input.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the heatmaps and, of DICOM inputs, the reports.", show_default=False)
+    ] = None,
+) -> None:
+    """Screen files offline: no listener, no database. Exit status 1 where any file could not be read."""
+    if not _resolve("screen")(context.obj.settings, paths, as_json=as_json, out=out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Count instances by state, and say whether the invariant holds (exit status 1 where it does not)."""
+    from dicom_node.database import Database
+    from dicom_node.ledger import Ledger
+    from dicom_node.outbox import Outbox
+    from dicom_node.roles import invariant_holds
+
+    settings: Settings = context.obj.settings
+    database = Database(settings.database_url)
+    database.check_schema()
+    counts = Ledger(database).counts()
+    deliveries = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s).counts()
+    holds = invariant_holds(counts)
+    if as_json:
+        typer.echo(json.dumps({**counts, "deliveries": deliveries, "invariant_holds": holds}))
+    else:
+        table = Table("state", "instances", title="Ledger")
+        for name in ("received", *State, "duplicates", "conflicts"):
+            table.add_row(str(name), str(counts[str(name)]))
+        console = Console()
+        console.print(table)
+        for destination, states in deliveries.items():
+            shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+            console.print(f"objects to {destination}: {shown}")
+        console.print(
+            "received = delivered + withheld + declined + failed + waiting " + ("holds" if holds else "DOES NOT HOLD")
+        )
+    if not holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of DICOM, PNG or JPEG instead of phantoms.", show_default=False)
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("cxr-node/demo"),
+    count: Annotated[int, typer.Option(min=1, help="How many phantoms to draw.")] = 6,
+) -> None:
+    """Show the main job: an embedded PACS, the node, chest X-rays in, results back in the PACS."""
+    from dicom_node.demo.run import run
+
+    if not run(context.obj.settings, images=images, folder=folder, count=count):
+        raise typer.Exit(1)
+
+
+def _resolve(name: str) -> Any:
+    """The function of the workers behind a command; this module never imports them."""
+    found = entry_points(group=_COMMANDS, name=name)
+    if not found:
+        raise NodeError(f"this install has no worker part: no entry point {name!r} in the group {_COMMANDS}")
+    try:
+        return next(iter(found)).load()
+    except ModuleNotFoundError as error:
+        raise NodeError(f"this command needs the package {error.name!r}: install cxr-dicom-node[worker]") from error
+
+
+def main() -> None:
+    """Run the command; an error that we know is one line on standard error and exit status 2."""
+    try:
+        app()
+    except NodeError as error:
+        sys.stderr.write(f"dicom-node: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,255 @@
+"""`dicom-node demo`: chest X-rays go in by C-STORE, and the results are asked of an embedded PACS by C-FIND."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pynetdicom import AE
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+from rich.table import Table
+
+from dicom_node.config import Peer, Settings
+from dicom_node.database import Database
+from dicom_node.demo.pacs import free_port, open_pacs
+from dicom_node.demo.phantom import phantom_dataset, picture_dataset
+from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State
+from dicom_node.ledger import Ledger, Summary
+from dicom_node.node import READY_LINE
+from dicom_node.pacs import Pacs
+from dicom_node.process import dying_with_this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PICTURES = {".png", ".jpg", ".jpeg"}
+_LOOPBACK = "127.0.0.1"
+_SENDER = "DEMOMODALITY"
+_ENDED = (State.DELIVERED, State.WITHHELD, State.DECLINED, State.FAILED)
+_START_TIMEOUT_S = 120.0
+_PATIENCE_S = 60.0
+_PATIENCE_PER_IMAGE_S = 15.0
+_POLL_S = 0.05
+
+
+class DemoError(NodeError):
+    """The demo cannot go on."""
+
+    reason = "demo"
+
+
+@dataclass
+class _Sent:
+    """One image on its way."""
+
+    sop_instance_uid: str
+    study_instance_uid: str
+    sent_at: float
+    seconds: float | None = None
+    in_pacs: frozenset[str] = frozenset()
+
+
+def run(settings: Settings, *, images: Path | None, folder: Path, count: int) -> bool:
+    """Whether every image that was not declined has its report and its heatmap in the PACS."""
+    console = Console()
+    folder = folder.resolve() / time.strftime("%Y%m%d-%H%M%S")
+    with open_pacs(folder / "pacs") as pacs:
+        peer = Peer(name="demo-pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
+        port = free_port()
+        config = _write_config(settings, peer, port, folder)
+        console.print(f"PACS: {pacs.name}, {pacs.ae_title} on {pacs.host}:{pacs.port}")
+        with _running_node(config, folder / "node.log"):
+            console.print(f"node: {settings.ae_title} on {_LOOPBACK}:{port}, log in {folder / 'node.log'}")
+            node = Peer(name="node", ae_title=settings.ae_title, host=_LOOPBACK, port=port)
+            database = Database(_database_url(folder))
+            sent = _send(node, images, count, folder / "sent", console)
+            summaries = _wait(sent, Ledger(database), Pacs(peer, ae_title=_SENDER, timeout_s=30.0), console)
+            database.close()
+    console.print(_table(sent, summaries))
+    for summary in summaries.values():
+        for kind, path in summary.objects.items():
+            if kind in (ObjectKind.REPORT, ObjectKind.HEATMAP):
+                console.print(f"{kind:8} {folder / 'archive' / path}", soft_wrap=True)
+    console.print(f"database {folder / 'ledger.sqlite'}", soft_wrap=True)
+    complete = all(_complete(summaries.get(image.sop_instance_uid), image) for image in sent)
+    console.print("every result stands in the PACS" if complete else "[bold red]results are missing in the PACS")
+    console.print("Research and decision support only: not a medical device.")
+    return complete
+
+
+def _database_url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'ledger.sqlite'}"
+
+
+def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Path:
+    """The node's settings as a file that `dicom-node --config` takes; JSON strings and numbers are TOML ones."""
+    lines = {
+        "ae_title": settings.ae_title,
+        "host": _LOOPBACK,
+        "port": port,
+        "database_url": _database_url(folder),
+        "archive_dir": str(folder / "archive"),
+        "bundle": settings.bundle,
+        "device": settings.device,
+    }
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+    text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.model_dump().items())
+    path = folder / "node.toml"
+    path.write_text(text)
+    return path
+
+
+@contextmanager
+def _running_node(config: Path, log: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "dicom_node", "--config", str(config), "up"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            dying_with_this_process(command), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+        try:
+            give_up_at = time.monotonic() + _START_TIMEOUT_S
+            while READY_LINE not in log.read_text():
+                if process.poll() is not None or time.monotonic() > give_up_at:
+                    raise DemoError(f"the node did not start: {log.read_text()[-600:].strip()}")
+                time.sleep(_POLL_S)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _send(node: Peer, images: Path | None, count: int, folder: Path, console: Console) -> list[_Sent]:
+    """Every image was sent over one association and answered with Success."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if images is None:
+        sources: list[Path | int] = list(range(count))
+    else:
+        sources = sorted(path for path in images.rglob("*") if path.is_file())
+        if not sources:
+            raise DemoError(f"{images} holds no files")
+    sent: list[_Sent] = []
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        for source in progress.track(sources, description="Sending"):
+            ds = phantom_dataset(source, fresh_uids=True) if isinstance(source, int) else _read(source)
+            if ds is None:
+                console.print(f"{source} is no DICOM, PNG or JPEG file: left out")
+                continue
+            path = folder / f"{len(sent):05}.dcm"
+            ds.save_as(path, enforce_file_format=True)
+            started = time.monotonic()
+            _store(node, ds)
+            sent.append(_Sent(str(ds.SOPInstanceUID), str(ds.StudyInstanceUID), started))
+    if not sent:
+        raise DemoError("there was nothing to send")
+    return sent
+
+
+def _read(path: Path) -> Dataset | None:
+    if path.suffix.lower() in _PICTURES:
+        return picture_dataset(path)
+    try:
+        return dcmread(path)
+    except InvalidDicomError:
+        return None
+
+
+def _store(node: Peer, ds: Dataset) -> None:
+    entity = AE(ae_title=_SENDER)
+    entity.add_requested_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
+    association = entity.associate(node.host, node.port, ae_title=node.ae_title)
+    if not association.is_established:
+        raise DemoError("the node does not accept the image's SOP class and transfer syntax, or does not answer")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            answer = association.send_c_store(ds)
+    finally:
+        association.release()
+    if not answer or answer.Status != 0x0000:
+        shown = f"0x{answer.Status:04X}" if answer else "nothing"
+        raise DemoError(f"the node answered C-STORE with {shown}")
+
+
+def _wait(sent: list[_Sent], ledger: Ledger, pacs: Pacs, console: Console) -> dict[str, Summary]:
+    """What became of every image, when it was seen in the PACS."""
+    summaries: dict[str, Summary] = {}
+    give_up_at = time.monotonic() + _PATIENCE_S + _PATIENCE_PER_IMAGE_S * len(sent)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        task = progress.add_task("Screening", total=len(sent))
+        open_images = list(sent)
+        while open_images and time.monotonic() < give_up_at:
+            for image in list(open_images):
+                summary = ledger.summary(image.sop_instance_uid)
+                if summary is None or summary.state not in _ENDED:
+                    continue
+                summaries[image.sop_instance_uid] = summary
+                image.in_pacs = _found(pacs, image.study_instance_uid)
+                image.seconds = time.monotonic() - image.sent_at
+                open_images.remove(image)
+                progress.advance(task)
+            time.sleep(_POLL_S)
+    return summaries
+
+
+def _found(pacs: Pacs, study_instance_uid: str) -> frozenset[str]:
+    """SOP Instance UIDs that the PACS lists for a study, asked series by series (PS3.4 C.4.1.3)."""
+    query = Dataset()
+    query.QueryRetrieveLevel = "SERIES"
+    query.StudyInstanceUID = study_instance_uid
+    query.SeriesInstanceUID = ""
+    found: set[str] = set()
+    try:
+        for series in pacs.find(query):
+            query = Dataset()
+            query.QueryRetrieveLevel = "IMAGE"
+            query.StudyInstanceUID = study_instance_uid
+            query.SeriesInstanceUID = series.SeriesInstanceUID
+            query.SOPInstanceUID = ""
+            found.update(str(answer.SOPInstanceUID) for answer in pacs.find(query))
+    except DeliveryError as error:
+        raise DemoError(str(error)) from error
+    return frozenset(found)
+
+
+def _complete(summary: Summary | None, image: _Sent) -> bool:
+    if summary is None:
+        return False
+    if summary.state is State.DECLINED:
+        return True
+    wanted = {summary.sop_instance_uids.get(kind) for kind in (ObjectKind.REPORT, ObjectKind.HEATMAP)}
+    return summary.state is State.DELIVERED and wanted <= image.in_pacs
+
+
+def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
+    table = Table("study", "state", "probability", "decision", "report", "heatmap", "seconds", title="Screened")
+    for image in sent:
+        summary = summaries.get(image.sop_instance_uid)
+        if summary is None:
+            table.add_row(f"…{image.study_instance_uid[-12:]}", "not finished in time", *("-",) * 5)
+            continue
+        first = summary.targets[0] if summary.targets else None
+        seen = {
+            kind: "in PACS" if summary.sop_instance_uids.get(kind) in image.in_pacs else "-"
+            for kind in (ObjectKind.REPORT, ObjectKind.HEATMAP)
+        }
+        table.add_row(
+            f"…{image.study_instance_uid[-12:]}",
+            summary.state if not summary.reason else f"{summary.state}: {summary.reason}",
+            f"{first.probability:.3f}" if first else "-",
+            ("FLAGGED" if first.flagged else "not flagged") if first else "-",
+            seen[ObjectKind.REPORT],
+            seen[ObjectKind.HEATMAP],
+            f"{image.seconds:.1f}" if image.seconds is not None else "-",
+        )
+    return table

@@ -1,0 +1,237 @@
+"""The SCP: C-ECHO and C-STORE; bytes in, status out.
+
+Success is answered when the object's file is synchronised to the disk and its row is committed, never before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import socket
+import time
+import warnings
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+    Verification,
+)
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node.admission import admit
+from dicom_node.ledger import Received, ReleaseError
+from dicom_node.pixels import TRANSFER_SYNTAXES
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID
+
+if TYPE_CHECKING:
+    from pynetdicom.dimse_primitives import C_STORE
+    from pynetdicom.events import Event
+    from pynetdicom.transport import ThreadedAssociationServer
+
+    from dicom_node.archive import Archive
+    from dicom_node.config import Settings
+    from dicom_node.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+SUCCESS = 0x0000
+# PS3.4 B.2.3, table B.2-1
+OUT_OF_RESOURCES = 0xA700
+DATASET_MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+SOP_CLASSES = (
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+)
+
+_MAXIMUM_PDU_BYTES = 131_072  # what DCMTK sends at most; larger gains nothing
+_MAXIMUM_ASSOCIATIONS = 32
+_BIND_PATIENCE_S = 5.0
+# Without a version: the same object sent again after an upgrade is still the same bytes.
+_IMPLEMENTATION_VERSION_NAME = "CXR_DICOM_NODE"
+_UID = re.compile(r"[0-9.]{1,64}")
+
+
+class RefusedError(Exception):
+    """A C-STORE request that is answered with `status`; the comment names the data element, never its value."""
+
+    def __init__(self, status: int, comment: str) -> None:
+        super().__init__(comment)
+        self.status = status
+
+
+class Listener:
+    """The node's application entity; `start` returns at once, `stop` waits for the associations at hand."""
+
+    def __init__(self, settings: Settings, archive: Archive, ledger: Ledger) -> None:
+        self._settings = settings
+        self._archive = archive
+        self._ledger = ledger
+        self._server: ThreadedAssociationServer | None = None
+        self._entity = AE(ae_title=settings.ae_title)
+        self._entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
+        self._entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
+        self._entity.add_supported_context(Verification)
+        for sop_class in SOP_CLASSES:
+            self._entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+
+    def start(self) -> None:
+        """The node answers on its port.
+
+        Raises
+        ------
+        OSError
+            Where the address cannot be listened on; a port still held by a dying process is waited for.
+        """
+        handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, _no_delay),
+            (evt.EVT_C_ECHO, lambda _: SUCCESS),
+            (evt.EVT_C_STORE, self._store),
+        ]
+        patience_ends = time.monotonic() + _BIND_PATIENCE_S
+        while True:
+            try:
+                self._server = self._entity.start_server(
+                    (self._settings.host, self._settings.port), block=False, evt_handlers=handlers
+                )
+            except OSError:
+                if time.monotonic() > patience_ends:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def stop(self) -> None:
+        """No association is accepted any more, and those at hand have ended or were aborted."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._entity.shutdown()
+
+    def _store(self, event: Event) -> int | Dataset:
+        request = cast("C_STORE", event.request)
+        sop_instance_uid = str(request.AffectedSOPInstanceUID)
+        try:
+            kind = self._receive(request, event)
+        except RefusedError as error:
+            log.warning("refused %s with 0x%04X: %s", _shown(sop_instance_uid), error.status, error)
+            return _status(error.status, str(error))
+        except (OSError, SQLAlchemyError, ReleaseError) as error:
+            # The text of a database error holds its parameters, so only its type is told.
+            told = str(error) if isinstance(error, ReleaseError) else type(error).__name__
+            log.error("cannot keep %s: %s", _shown(sop_instance_uid), told)  # noqa: TRY400
+            return _status(OUT_OF_RESOURCES, "the node cannot keep the object now; send it again later")
+        log.info("received %s: %s", sop_instance_uid, kind)
+        return SUCCESS
+
+    def _receive(self, request: C_STORE, event: Event) -> str:
+        encoded = cast("BytesIO", request.DataSet).getvalue()
+        sop_class_uid, sop_instance_uid = (
+            str(request.AffectedSOPClassUID),
+            str(request.AffectedSOPInstanceUID),
+        )
+        if not _UID.fullmatch(sop_instance_uid):
+            raise RefusedError(DATASET_MISMATCH, "(0000,1000) AffectedSOPInstanceUID is no UID")
+        transfer_syntax_uid = str(event.context.transfer_syntax)
+        content = _part10(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + encoded
+        header = _read_header(content)
+        for keyword, tag, expected in (
+            ("SOPClassUID", "(0008,0016)", sop_class_uid),
+            ("SOPInstanceUID", "(0008,0018)", sop_instance_uid),
+        ):
+            if _text(header, keyword) != expected:
+                raise RefusedError(DATASET_MISMATCH, f"{tag} {keyword} is not that of the C-STORE request")
+        for keyword, tag in (("StudyInstanceUID", "(0020,000D)"), ("SeriesInstanceUID", "(0020,000E)")):
+            if not _UID.fullmatch(_text(header, keyword)):
+                raise RefusedError(DATASET_MISMATCH, f"{tag} {keyword} is missing or no UID")
+
+        admission = admit(header, self._settings)
+        keep = admission.admitted or self._settings.keep_declined
+        file = self._archive.store(content) if keep else None
+        identity = self._settings.store_patient_identity
+        return self._ledger.record(
+            Received(
+                sop_instance_uid=sop_instance_uid,
+                sop_class_uid=sop_class_uid,
+                study_instance_uid=_text(header, "StudyInstanceUID"),
+                series_instance_uid=_text(header, "SeriesInstanceUID"),
+                transfer_syntax_uid=transfer_syntax_uid,
+                sha256=file.sha256 if file else hashlib.sha256(content).hexdigest(),
+                size_bytes=len(content),
+                file=file,
+                calling_ae_title=str(event.assoc.requestor.ae_title).strip()[:16],
+                modality=_text(header, "Modality")[:16],
+                admission=admission,
+                patient_id=_text(header, "PatientID")[:64] if identity else None,
+                patient_name=_text(header, "PatientName")[:324] if identity else None,
+                accession_number=_text(header, "AccessionNumber")[:16] if identity else None,
+                study_date=_text(header, "StudyDate")[:8] or None,
+            )
+        )
+
+
+def _part10(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Preamble and File Meta Information (PS3.10 7.1): the same for the same object, whoever sends it."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = _IMPLEMENTATION_VERSION_NAME
+    buffer = DicomBytesIO()
+    buffer.write(b"\x00" * 128 + b"DICM")
+    write_file_meta_info(buffer, meta, enforce_standard=True)
+    return buffer.getvalue()
+
+
+def _read_header(content: bytes) -> Dataset:
+    """Everything before the pixels, decoded now so that a broken value is met here and not later."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dcmread(BytesIO(content), stop_before_pixels=True)
+    except Exception as error:  # pydicom raises many kinds on broken input
+        raise RefusedError(CANNOT_UNDERSTAND, f"the data set cannot be parsed ({type(error).__name__})") from error
+
+
+def _text(header: Dataset, keyword: str) -> str:
+    """A value as text; empty where it is absent or illegal: only the pixels decide whether an image is screened."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = header.get(keyword)
+            return "" if value is None else str(value).strip()
+    except Exception:
+        return ""
+
+
+def _status(status: int, comment: str) -> Dataset:
+    answer = Dataset()
+    answer.Status = status
+    answer.ErrorComment = comment[:64]  # PS3.7 C: LO
+    return answer
+
+
+def _shown(uid: str) -> str:
+    return uid if _UID.fullmatch(uid) else "an object without a legal UID"
+
+
+def _no_delay(event: Event) -> None:
+    """Answers leave at once: with Nagle's algorithm each C-STORE waits some 40 ms for the peer's acknowledgement."""
+    transport = event.assoc.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

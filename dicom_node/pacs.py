@@ -1,0 +1,169 @@
+"""The SCU: what the node asks of its peers, and which of their failures may pass."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, _config, evt
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
+
+from dicom_node.domain import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from pydicom.dataset import Dataset
+    from pynetdicom.association import Association
+    from pynetdicom.events import Event
+
+    from dicom_node.config import Peer
+
+log = logging.getLogger(__name__)
+
+# Files are sent from the disk as they are; pynetdicom would otherwise decode and encode them again.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+SUCCESS = 0x0000
+PENDING = (0xFF00, 0xFF01)
+# PS3.4 table B.2-1: 0xB000, 0xB006 and 0xB007 are warnings, the object was stored. PS3.7 C.5: of the failures only
+# a lack of resources (0xA7xx) and a processing failure (0x0110) can pass.
+_WARNINGS = range(0xB000, 0xC000)
+_RETRYABLE = {*range(0xA700, 0xA800), 0x0110}
+_REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
+
+
+class Pacs:
+    """One peer as seen from this node."""
+
+    def __init__(self, peer: Peer, *, ae_title: str, timeout_s: float) -> None:
+        self._peer = peer
+        self._ae_title = ae_title
+        self._timeout_s = timeout_s
+
+    def echo(self) -> None:
+        """The peer answered a C-ECHO.
+
+        Raises
+        ------
+        DeliveryError
+            Saying what it did instead.
+        """
+        with self._association([Verification]) as association:
+            status = association.send_c_echo()
+        if not status or status.Status != SUCCESS:
+            raise DeliveryError(f"{self._peer.name} does not answer C-ECHO", permanent=False)
+
+    def store(self, sop_classes: Sequence[str]) -> contextlib.AbstractContextManager[Sender]:
+        """One association for objects of these SOP classes; the context gives a `Sender`.
+
+        Raises
+        ------
+        DeliveryError
+            Permanent where the peer rejects this node for good, else retryable.
+        """
+        return self._sender(sop_classes)
+
+    @contextlib.contextmanager
+    def _sender(self, sop_classes: Sequence[str]) -> Iterator[Sender]:
+        with self._association(sorted(set(sop_classes))) as association:
+            yield Sender(association, self._peer)
+
+    def find(self, query: Dataset) -> list[Dataset]:
+        """Answers of a Study Root C-FIND.
+
+        Raises
+        ------
+        DeliveryError
+            Where the query ended otherwise than by Success.
+        """
+        model = StudyRootQueryRetrieveInformationModelFind
+        answers: list[Dataset] = []
+        with self._association([model]) as association:
+            for status, answer in association.send_c_find(query, model):
+                if not status or status.Status not in (SUCCESS, *PENDING):
+                    shown = f"0x{status.Status:04X}" if status else "an abort"
+                    raise DeliveryError(f"{self._peer.name} answered C-FIND with {shown}", permanent=False)
+                if answer is not None:
+                    answers.append(answer)
+        return answers
+
+    @contextlib.contextmanager
+    def _association(self, abstract_syntaxes: Sequence[str]) -> Iterator[Association]:
+        entity = AE(ae_title=self._ae_title)
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._timeout_s
+        entity.connection_timeout = self._timeout_s
+        for syntax in abstract_syntaxes:
+            entity.add_requested_context(syntax, ExplicitVRLittleEndian)
+        peer = self._peer
+        association = entity.associate(
+            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
+        )
+        if not association.is_established:
+            raise _not_established(association, peer)
+        try:
+            yield association
+        finally:
+            if association.is_established:
+                association.release()
+
+
+class Sender:
+    """C-STORE over one open association."""
+
+    def __init__(self, association: Association, peer: Peer) -> None:
+        self._association = association
+        self._peer = peer
+
+    def send(self, file: Path) -> int:
+        """The peer has the object; its status is Success or a warning.
+
+        Raises
+        ------
+        DeliveryError
+            Where it has not.
+        """
+        name = self._peer.name
+        try:
+            answer = self._association.send_c_store(file)
+        except ValueError as error:  # no accepted presentation context for the SOP class
+            raise DeliveryError(f"{name} accepts no presentation context for the object", permanent=True) from error
+        except RuntimeError as error:  # the association ended before the request
+            raise DeliveryError(f"{name} ended the association", permanent=False) from error
+        if not answer or "Status" not in answer:
+            raise DeliveryError(f"{name} gave no answer to C-STORE", permanent=False)
+        status = int(answer.Status)
+        if status == SUCCESS:
+            return status
+        if status in _WARNINGS:
+            log.warning("%s stored an object with warning 0x%04X", name, status)
+            return status
+        raise DeliveryError(
+            f"{name} answered C-STORE with 0x{status:04X}", permanent=status not in _RETRYABLE, status=status
+        )
+
+
+def _not_established(association: Association, peer: Peer) -> DeliveryError:
+    where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        result = getattr(answer, "result", None)
+        reason = getattr(answer, "reason_str", "no reason given")
+        return DeliveryError(f"{where} rejected the association: {reason}", permanent=result == _REJECTED_PERMANENT)
+    if association.acceptor.primitive is not None and not association.accepted_contexts:
+        return DeliveryError(f"{where} accepts none of the proposed SOP classes", permanent=True)
+    return DeliveryError(f"{where} does not answer", permanent=False)
+
+
+def _no_delay(event: Event) -> None:
+    """As in the listener: a C-STORE request leaves in two writes, which Nagle's algorithm would hold apart."""
+    transport = event.assoc.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,451 @@
+"""The report: one TID 1500 Structured Report per screened image, and what all results of the node share.
+
+The tree (PS3.16 TID 1500) holds one measurement group (TID 1501) per question that the bundle answers and one per
+member with its outputs as the ledger has them. A question is its target's code, the answer Positive or Negative
+(CID 250); the code never stands as a Finding, which would assert it on negatives too. That an image is *normal* is
+never said: a bundle that finds no COVID-19 has not looked for anything else.
+
+The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR, for archives that do not take the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import warnings
+from datetime import UTC, datetime, timedelta, timezone
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from highdicom import sr
+from highdicom.base_content import ContributingEquipment
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+)
+
+from dicom_node import __version__, uids
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
+from dicom_node.normalise import CHARACTER_SET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from dicom_node.bundle import Manifest, Member, Target
+    from dicom_node.domain import Prediction, TargetResult
+
+# In the order in which they are offered to an archive.
+SOP_CLASSES = {
+    Comprehensive3DSRStorage: sr.Comprehensive3DSR,
+    ComprehensiveSRStorage: sr.ComprehensiveSR,
+    EnhancedSRStorage: sr.EnhancedSR,
+}
+
+NOT_FOR_DIAGNOSIS = (
+    "Research software, not for diagnostic use. An algorithm made this result and no person has checked it; "
+    "it must not guide the care of a patient."
+)
+SERIES_NUMBER = 9002
+SERIES_DESCRIPTION = "AI result - RESEARCH, NOT FOR DIAGNOSTIC USE"
+
+_UNIT = Code("1", "UCUM", "no units")
+_PROBABILITY = Code("122157", "DCM", "Probability")
+_THRESHOLD = Code("122411", "DCM", "Threshold Value")
+_VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
+_PLAIN_CHEST_XRAY = Code("399208008", "SCT", "Plain X-ray of chest")
+_COMPUTER_AIDED_DIAGNOSIS = Code("110003", "DCM", "Computer Aided Diagnosis")
+
+# Outputs of members, by the ledger's names. What is a probability has the standard's code; for a score that is none
+# there is no code in DICOM, and a private scheme is honest where a borrowed code would mislead.
+PRIVATE_SCHEME = "99CXRSCREEN"
+OUTPUT_CODES = {
+    "p_cls": _PROBABILITY,
+    "p_ano": Code("p_ano", PRIVATE_SCHEME, "Anomaly score, not confined to 0..1"),
+    "p_avg": Code("p_avg", PRIVATE_SCHEME, "Mean of probability and scaled anomaly score"),
+}
+
+
+class ReportError(NodeError):
+    """A prediction cannot be told as DICOM; the message names the number or the name at fault."""
+
+    reason = "report"
+
+
+def output_code(name: str) -> Code:
+    """The concept name under which a member's output stands in the report."""
+    if name in OUTPUT_CODES:
+        return OUTPUT_CODES[name]
+    value = long_string(name)
+    if len(value) > 16 or value != name:  # SH; a longer one would be a Long Code Value, which old readers miss
+        value = f"{value[:7].strip()}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Code(value, PRIVATE_SCHEME, long_string(f"Output {name}"))
+
+
+def build_report(
+    source: Dataset,
+    heatmap: Dataset,
+    prediction: Prediction,
+    manifest: Manifest,
+    *,
+    when: datetime,
+    node_ae_title: str,
+    sop_class: UID = Comprehensive3DSRStorage,
+) -> Dataset:
+    """The Structured Report on one image; the same arguments give the same bytes.
+
+    Parameters
+    ----------
+    source
+        Header of the screened image from `dicom_node.normalise`.
+    heatmap
+        What `dicom_node.heatmap.build_heatmap` made of the same prediction; the report cites it.
+    when
+        When the prediction was made; aware.
+    sop_class
+        One of `SOP_CLASSES`; each gives an instance of its own.
+
+    Raises
+    ------
+    ReportError
+        Where prediction and manifest do not fit together or a number is not finite.
+    """
+    check(prediction, manifest)
+    local = local_time(source, when)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # highdicom on names of one component, pydicom on leap seconds: both legal
+        content = _content(source, heatmap, prediction, manifest, node_ae_title)
+        instance_uid = uids.report_uid(
+            source.StudyInstanceUID,
+            source.SOPInstanceUID,
+            prediction.bundle,
+            prediction.release,
+            thresholds(prediction),
+            sop_class,
+            operating_point=prediction.operating_point,
+            weights_sha256=weights_sha256(manifest),
+            heatmap=heatmap.SOPInstanceUID,
+            node_ae_title=node_ae_title,
+        )
+        report: Dataset = SOP_CLASSES[sop_class](
+            evidence=[source, heatmap],
+            content=content,
+            series_instance_uid=uids.series_uid(instance_uid),
+            series_number=SERIES_NUMBER,
+            series_description=SERIES_DESCRIPTION,
+            series_date=local.date(),
+            series_time=local.time(),
+            sop_instance_uid=instance_uid,
+            instance_number=1,
+            content_date=local.date(),
+            content_time=local.time(),
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=MODEL_NAME,
+            software_versions=__version__,
+            is_complete=True,
+            is_final=False,
+            is_verified=False,
+            content_qualification="RESEARCH",
+            coding_schemes=[
+                CodingSchemeIdentificationItem(
+                    PRIVATE_SCHEME, name="Outputs of chest X-ray networks", responsible_organization=MANUFACTURER
+                )
+            ],
+            performed_procedure_codes=[_COMPUTER_AIDED_DIAGNOSIS],
+            specific_character_set=CHARACTER_SET,
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+        )
+        report.StationName = long_string(node_ae_title)[:16]
+        acquisition = [
+            item
+            for item in report.ContributingEquipmentSequence
+            if item.PurposeOfReferenceCodeSequence[0].CodeValue == codes.DCM.AcquisitionEquipment.value
+        ]
+        node = equipment_item(MODEL_NAME, __version__, uids.node_uid(node_ae_title), "Screening node", when)
+        seal(report, source, when, [*acquisition, node, *equipment(prediction, manifest, when)])
+    return report
+
+
+def _content(
+    source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest, node_ae_title: str
+) -> sr.MeasurementReport:
+    observer = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=uids.node_uid(node_ae_title),
+            name=node_ae_title,
+            manufacturer_name=MANUFACTURER,
+            model_name=MODEL_NAME,
+        ),
+    )
+    groups = [_target_group(result, source, heatmap, prediction, manifest) for result in prediction.targets]
+    groups += [
+        _member_group(member, prediction.members[member.name], source, prediction)
+        for member in manifest.members
+        if member.name in prediction.members
+    ]
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_PLAIN_CHEST_XRAY,
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+        referenced_images=[_library_entry(source)],
+    )
+
+
+def _target_group(
+    result: TargetResult, source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest
+) -> sr.MeasurementsAndQualitativeEvaluations:
+    """What the ensemble answers to one question (TID 1501)."""
+    target = find_target(manifest, result.target)
+    question = Code(target.code.value, target.code.scheme, long_string(target.code.meaning))
+    parameters = [
+        "rule=sigmoid of the weighted mean of the members' calibrated logits",
+        f"operating_point={prediction.operating_point}",
+        f"threshold={float(result.threshold)!r}",
+        *(f"weight {name}={weight!r}" for name, weight in sorted(target.weights.items())),
+    ]
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=uids.tracking_uid(
+                source.SOPInstanceUID, prediction.bundle, prediction.release, f"target {result.target}"
+            ),
+            identifier=f"AI ensemble: {target.title}",
+        ),
+        finding_sites=[sr.FindingSite(codes.SCT.Chest)],
+        algorithm_id=_algorithm(manifest.name, manifest.release, weights_sha256(manifest), parameters),
+        measurements=[
+            _measurement(_PROBABILITY, result.probability, f"probability of {result.target}", source),
+            _measurement(_THRESHOLD, result.threshold, f"threshold of {result.target}", source),
+        ],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(name=question, value=codes.SCT.Positive if result.flagged else codes.SCT.Negative)
+        ],
+    )
+    more = group[0].ContentSequence
+    if prediction.maps:  # PS3.16 TID 1501 row 9d, for which highdicom has no argument
+        more.append(
+            sr.ImageContentItem(
+                name=_VISUAL_EXPLANATION,
+                referenced_sop_class_uid=heatmap.SOPClassUID,
+                referenced_sop_instance_uid=heatmap.SOPInstanceUID,
+                relationship_type=sr.RelationshipTypeValues.CONTAINS,
+            )
+        )
+    more.append(_comment(NOT_FOR_DIAGNOSIS))
+    return group
+
+
+def _member_group(
+    member: Member, outputs: Mapping[str, float], source: Dataset, prediction: Prediction
+) -> sr.MeasurementsAndQualitativeEvaluations:
+    """What one member put out, before calibration (TID 1501)."""
+    known = [name for name in OUTPUT_CODES if name in outputs]
+    names = known + sorted(set(outputs) - set(known))
+    named = [f"output {name}={output_code(name).meaning}" for name in names]
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=uids.tracking_uid(
+                source.SOPInstanceUID, prediction.bundle, prediction.release, f"member {member.name}"
+            ),
+            identifier=f"AI member: {member.title}",
+        ),
+        algorithm_id=_algorithm(
+            member.name,
+            member.version,
+            member.weights_sha256,
+            [f"architecture={member.architecture}", *named],
+        ),
+        measurements=[
+            _measurement(output_code(name), outputs[name], f"{member.name} {name}", source) for name in names
+        ],
+    )
+
+
+def _measurement(name: Code, value: float, what: str, source: Dataset) -> sr.Measurement:
+    """A number and, as its one child, the whole image: OHIF reads the first child of every NUM as coordinates."""
+    number = finite(value, what)
+    if name == _PROBABILITY and not 0 <= number <= 1:
+        raise ReportError(f"{what} is {number!r}: not a probability")
+    rows, columns = float(source.Rows), float(source.Columns)
+    whole = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows], [0, 0]], dtype=np.float64)
+    region = sr.CoordinatesForMeasurement(
+        graphic_type=sr.GraphicTypeValues.POLYLINE,
+        graphic_data=whole,
+        source_image=sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
+    )
+    return sr.Measurement(name=name, value=number, unit=_UNIT, referenced_coordinates=[region])
+
+
+def _algorithm(name: str, version: str, weights: str, parameters: Sequence[str]) -> sr.AlgorithmIdentification:
+    """TID 4019, in agreement with the item of `equipment` (IHE AIR table 6.5.3.1-1).
+
+    The family is left out: highdicom reads its own back as a qualitative evaluation.
+    """
+    return sr.AlgorithmIdentification(
+        name=long_string(name),
+        version=long_string(version),
+        manufacturer=MANUFACTURER,
+        parameters=[*parameters, f"weights_sha256={weights}", f"device_uid={uids.device_uid(name, version, weights)}"],
+    )
+
+
+def _comment(text: str) -> sr.TextContentItem:
+    return sr.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+
+
+def _library_entry(source: Dataset) -> Dataset:
+    """The source as highdicom's Image Library wants it: projection descriptors only where the source has them all."""
+    entry = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "Modality"):
+        setattr(entry, keyword, source[keyword].value)
+    if "PatientOrientation" in source and "ImagerPixelSpacing" in source:
+        entry.PatientOrientation = source.PatientOrientation
+        entry.ImagerPixelSpacing = source.ImagerPixelSpacing
+    else:
+        entry.Modality = ""
+    return entry
+
+
+# What report and heatmap share.
+
+
+def check(prediction: Prediction, manifest: Manifest) -> None:
+    """Refuse a prediction that the bundle of `manifest` cannot have made, or that contradicts itself.
+
+    Raises
+    ------
+    ReportError
+    """
+    made_by = f"{prediction.bundle} {prediction.release}"
+    if (prediction.bundle, prediction.release) != (manifest.name, manifest.release):
+        raise ReportError(f"prediction of {made_by} with the manifest of {manifest.name} {manifest.release}")
+    if not prediction.targets:
+        raise ReportError(f"prediction of {made_by} answers no question")
+    unknown = sorted(set(prediction.members) - {member.name for member in manifest.members})
+    if unknown:
+        raise ReportError(f"members {', '.join(unknown)} are not in the manifest of {made_by}")
+    for result in prediction.targets:
+        find_target(manifest, result.target)
+        probability = finite(result.probability, f"probability of {result.target}")
+        if bool(result.flagged) != (probability >= finite(result.threshold, f"threshold of {result.target}")):
+            raise ReportError(f"{result.target}: flagged contradicts probability and threshold")
+
+
+def find_target(manifest: Manifest, name: str) -> Target:
+    """The manifest's target of that name.
+
+    Raises
+    ------
+    ReportError
+    """
+    for target in manifest.targets:
+        if target.name == name:
+            return target
+    raise ReportError(f"target {name} is not in the manifest of {manifest.name} {manifest.release}")
+
+
+def finite(value: Any, what: str) -> float:
+    """`value` as Python's float; `what` names it where it is none.
+
+    Raises
+    ------
+    ReportError
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ReportError(f"{what} is not a number") from error
+    if not math.isfinite(number):
+        raise ReportError(f"{what} is {number!r}: not a finite number")
+    return number
+
+
+def thresholds(prediction: Prediction) -> dict[str, float]:
+    """The thresholds that the prediction was held against, by target."""
+    return {result.target: result.threshold for result in prediction.targets}
+
+
+def weights_sha256(manifest: Manifest) -> str:
+    """One digest over the weights of every member, in the manifest's order."""
+    return hashlib.sha256("".join(member.weights_sha256 for member in manifest.members).encode()).hexdigest()
+
+
+def long_string(text: str) -> str:
+    """`text` as a legal LO (PS3.5 6.2): no backslash, no control characters, at most 64 characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\\]", " ", text).strip()[:64].strip()
+
+
+def equipment(prediction: Prediction, manifest: Manifest, when: datetime) -> list[ContributingEquipment]:
+    """The ensemble and each member that took part, as processing equipment (IHE AIR 6.5.3.1)."""
+    ensemble = uids.device_uid(manifest.name, manifest.release, weights_sha256(manifest))
+    return [
+        equipment_item(manifest.name, manifest.release, ensemble, f"Ensemble: {manifest.title}", when),
+        *(
+            equipment_item(
+                member.name,
+                member.version,
+                uids.device_uid(member.name, member.version, member.weights_sha256),
+                f"Member of the ensemble: {member.title}",
+                when,
+            )
+            for member in manifest.members
+            if member.name in prediction.members
+        ),
+    ]
+
+
+def equipment_item(name: str, version: str, device: str, description: str, when: datetime) -> ContributingEquipment:
+    """One Item of Contributing Equipment Sequence with purpose (109102, DCM, "Processing Equipment")."""
+    item = ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name=long_string(name),
+        software_versions=long_string(version),
+        contribution_datetime=when.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000"),
+        contribution_description=re.sub(r"[\x00-\x1f\x7f\\]", " ", description)[:1024].strip(),
+    )
+    item.DeviceUID = device  # PS3.3 table C.12-1; highdicom has no argument for it
+    return item
+
+
+def local_time(source: Dataset, when: datetime) -> datetime:
+    """`when` as dates and times of the source are meant: in its Timezone Offset From UTC, without one in UTC."""
+    offset = source.get("TimezoneOffsetFromUTC") or "+0000"
+    minutes = int(offset[1:3]) * 60 + int(offset[3:5])
+    zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
+    return when.astimezone(zone).replace(microsecond=0, tzinfo=None)
+
+
+def seal(result: Dataset, source: Dataset, when: datetime, contributors: list[ContributingEquipment]) -> None:
+    """Give a result its patient and study, and put `when` and our own names where highdicom put now and its own.
+
+    highdicom names itself as processing equipment too; AIR's readers would take it for an algorithm.
+    """
+    result.copy_patient_and_study_information(source)  # highdicom.SOPClass
+    local = local_time(source, when)
+    result.add_new("InstanceCreationDate", "DA", local.strftime("%Y%m%d"))
+    result.add_new("InstanceCreationTime", "TM", local.strftime("%H%M%S"))
+    if source.get("TimezoneOffsetFromUTC"):
+        result.TimezoneOffsetFromUTC = source.TimezoneOffsetFromUTC
+    result.ContributingEquipmentSequence = contributors
+    result.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
+    result.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+
+
+def encode(result: Dataset) -> bytes:
+    """The result as a PS3.10 file: explicit VR little endian, uncompressed."""
+    buffer = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a cited UID that was illegal in the source is written as it came
+        dcmwrite(buffer, result, enforce_file_format=True)
+    return buffer.getvalue()

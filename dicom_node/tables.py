@@ -1,0 +1,244 @@
+"""The ledger's tables as SQLAlchemy models; Alembic's migrations make the same ones (a test compares).
+
+No pixel data. Of the patient only what a worklist needs, and none of it with `store_patient_identity = false`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import JSON, DateTime, Dialect, Float, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, on databases that store time zones and on SQLite, which does not."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Aware times only go in, as UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive time has no place in the ledger")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Aware times only come out."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class db_now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's own clock plus `offset_s` seconds: leases must not hang on the clocks of several hosts."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+    name = "db_now"
+
+    def __init__(self, offset_s: float = 0.0) -> None:
+        super().__init__(f"{offset_s:+.3f} seconds")
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **arguments: Any) -> str:
+    offset = compiler.process(element.clauses, **arguments)
+    return f"strftime('%Y-%m-%d %H:%M:%f', 'now', {offset})"
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(element: db_now, compiler: SQLCompiler, **arguments: Any) -> str:
+    offset = compiler.process(element.clauses, **arguments)
+    return f"(clock_timestamp() + CAST({offset} AS interval))"
+
+
+class Base(DeclarativeBase):
+    """Common metadata, with a naming convention so that migrations can name every constraint."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, float: Float, dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012
+
+
+_UID = String(64)  # PS3.5 9.1
+_AE_TITLE = String(16)
+_WORD = String(32)
+
+
+class ReleaseRow(Base):
+    """A release of a bundle that this ledger has seen; its manifest is kept so that results can always be built."""
+
+    __tablename__ = "releases"
+    __table_args__ = (UniqueConstraint("bundle", "release"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    bundle: Mapped[str] = mapped_column(String(64))
+    release: Mapped[str] = mapped_column(String(64))
+    manifest: Mapped[str] = mapped_column(Text)
+    active: Mapped[bool]
+    registered_at: Mapped[datetime]
+
+
+class InstanceRow(Base):
+    """One received SOP instance and what admission said of it."""
+
+    __tablename__ = "instances"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(_UID, unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(_UID)
+    study_instance_uid: Mapped[str] = mapped_column(_UID, index=True)
+    series_instance_uid: Mapped[str] = mapped_column(_UID)
+    transfer_syntax_uid: Mapped[str] = mapped_column(_UID)
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int]
+    path: Mapped[str | None] = mapped_column(String(128))
+    calling_ae_title: Mapped[str] = mapped_column(_AE_TITLE)
+    modality: Mapped[str] = mapped_column(String(16))
+    view: Mapped[str] = mapped_column(_WORD)
+    body_part: Mapped[str] = mapped_column(_WORD)
+    evidence: Mapped[list[Any]]
+    notes: Mapped[list[Any]]
+    patient_id: Mapped[str | None] = mapped_column(String(64))
+    patient_name: Mapped[str | None] = mapped_column(String(324))
+    accession_number: Mapped[str | None] = mapped_column(String(16))
+    study_date: Mapped[str | None] = mapped_column(String(8))
+    received_at: Mapped[datetime]
+
+
+class ResendRow(Base):
+    """A further C-STORE of a known instance: the same bytes (duplicate) or others (conflict, kept apart)."""
+
+    __tablename__ = "resends"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), index=True)
+    kind: Mapped[str] = mapped_column(_WORD)
+    sha256: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str | None] = mapped_column(String(128))
+    calling_ae_title: Mapped[str] = mapped_column(_AE_TITLE)
+    received_at: Mapped[datetime]
+
+
+class ScreeningRow(Base):
+    """One instance x release x purpose: the unit of work, and the state machine's place."""
+
+    __tablename__ = "screenings"
+    __table_args__ = (
+        UniqueConstraint("instance_id", "release_id", "purpose"),
+        Index("ix_screenings_state_purpose", "state", "purpose", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"))
+    release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
+    purpose: Mapped[str] = mapped_column(_WORD)
+    state: Mapped[str] = mapped_column(_WORD)
+    reason: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[str | None] = mapped_column(String(400))
+    attempt: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+
+
+class TransitionRow(Base):
+    """Every change of state with its time: the ledger's audit trail."""
+
+    __tablename__ = "transitions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), index=True)
+    from_state: Mapped[str | None] = mapped_column(_WORD)
+    to_state: Mapped[str] = mapped_column(_WORD)
+    attempt: Mapped[int]
+    at: Mapped[datetime]
+
+
+class OutcomeRow(Base):
+    """The answer to one target."""
+
+    __tablename__ = "outcomes"
+
+    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), primary_key=True)
+    target: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    position: Mapped[int]
+    operating_point: Mapped[str] = mapped_column(_WORD)
+    probability: Mapped[float]
+    threshold: Mapped[float]
+    flagged: Mapped[bool]
+
+
+class MemberOutputRow(Base):
+    """One raw output of one member."""
+
+    __tablename__ = "member_outputs"
+
+    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), primary_key=True)
+    member: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    output: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    value: Mapped[float]
+
+
+class ObjectRow(Base):
+    """An archived product: a member's map, the heatmap or the report."""
+
+    __tablename__ = "objects"
+    __table_args__ = (UniqueConstraint("screening_id", "kind", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"))
+    kind: Mapped[str] = mapped_column(_WORD)
+    name: Mapped[str] = mapped_column(String(80))
+    sop_class_uid: Mapped[str | None] = mapped_column(_UID)
+    sop_instance_uid: Mapped[str | None] = mapped_column(_UID, index=True)
+    path: Mapped[str] = mapped_column(String(128))
+    sha256: Mapped[str] = mapped_column(String(64))
+    box: Mapped[list[Any] | None]
+    created_at: Mapped[datetime]
+
+
+class DeliveryRow(Base):
+    """One object on its way to one destination."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        UniqueConstraint("object_id", "destination"),
+        Index("ix_deliveries_state_not_before", "state", "not_before"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    object_id: Mapped[int] = mapped_column(ForeignKey("objects.id"))
+    destination: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(_WORD)
+    tries: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime]
+    lease_expires_at: Mapped[datetime | None]
+
+
+class DeliveryTryRow(Base):
+    """One attempt at a delivery and the status that came back (PS3.7 C; none where the peer did not answer)."""
+
+    __tablename__ = "delivery_tries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), index=True)
+    status: Mapped[int | None]
+    detail: Mapped[str | None] = mapped_column(String(200))
+    at: Mapped[datetime]

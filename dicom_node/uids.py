@@ -1,0 +1,127 @@
+"""Every UID that the node gives away, derived from what decides the content that it names.
+
+The same screening told twice has the same UIDs, so that a retry is a duplicate and not a second result; another
+release, threshold or version of this program makes other objects, and so other UIDs: an archive that does not
+overwrite would keep the first content under a reused UID, silently.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING
+
+from pydicom.uid import UID
+
+from dicom_node import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Of this project, for ever: changing it renames everything that was ever derived.
+NAMESPACE = uuid.UUID("5c98d5d2-7b54-4a72-82d7-9d4c91250285")
+
+
+def derive_uid(*parts: str) -> UID:
+    """The UID of `parts`: ``2.25.`` and a name-based UUID as a decimal number (PS3.5 B.2), at most 44 characters."""
+    name = json.dumps(parts, ensure_ascii=True)  # quoted: ("a", "bc") is not ("ab", "c")
+    return UID(f"2.25.{uuid.uuid5(NAMESPACE, name).int}")
+
+
+# What wrote our files (PS3.10 7.1): the class for ever, the name with the version, at most 16 characters.
+IMPLEMENTATION_CLASS_UID = derive_uid("implementation class")
+IMPLEMENTATION_VERSION_NAME = f"CXRNODE_{__version__}"[:16]
+
+
+def heatmap_uid(
+    source_sop_instance_uid: str,
+    bundle: str,
+    release: str,
+    operating_point: str,
+    *,
+    thresholds: Mapping[str, float],
+    weights_sha256: str,
+    size: int,
+) -> UID:
+    """SOP Instance UID of the heatmap of one source image.
+
+    Parameters
+    ----------
+    thresholds
+        By target; they stand in the picture.
+    weights_sha256
+        One digest over the weights of every member.
+    size
+        Longer side of the X-ray in the picture, in pixels.
+    """
+    return derive_uid(
+        "heatmap",
+        source_sop_instance_uid,
+        bundle,
+        release,
+        operating_point,
+        _of_thresholds(thresholds),
+        weights_sha256,
+        str(size),
+        __version__,
+    )
+
+
+def report_uid(
+    study_uid: str,
+    source_sop_instance_uid: str,
+    bundle: str,
+    release: str,
+    thresholds: Mapping[str, float],
+    sop_class: str,
+    *,
+    operating_point: str,
+    weights_sha256: str,
+    heatmap: str,
+    node_ae_title: str,
+) -> UID:
+    """SOP Instance UID of the report on one source image; each SR SOP Class has its own.
+
+    `heatmap` is the SOP Instance UID of the heatmap that the report cites.
+    """
+    return derive_uid(
+        "report",
+        study_uid,
+        source_sop_instance_uid,
+        bundle,
+        release,
+        _of_thresholds(thresholds),
+        sop_class,
+        operating_point,
+        weights_sha256,
+        heatmap,
+        node_ae_title,
+        __version__,
+    )
+
+
+def series_uid(sop_instance_uid: str) -> UID:
+    """Series Instance UID of a result: each stands alone in its series.
+
+    A viewer opens one report per series, and nothing in a series of one can contradict itself.
+    """
+    return derive_uid("series", sop_instance_uid)
+
+
+def tracking_uid(source_sop_instance_uid: str, bundle: str, release: str, subject: str) -> UID:
+    """Tracking Unique Identifier (PS3.16 TID 1501 row 3) of what is said of one image about `subject`."""
+    return derive_uid("tracking", source_sop_instance_uid, bundle, release, subject)
+
+
+def device_uid(name: str, version: str, weights_sha256: str) -> UID:
+    """Device UID of an algorithm; trained anew, it is another device (IHE AIR)."""
+    return derive_uid("device", name, version, weights_sha256)
+
+
+def node_uid(ae_title: str) -> UID:
+    """Device UID of the node that observes and reports."""
+    return derive_uid("node", ae_title, __version__)
+
+
+def _of_thresholds(thresholds: Mapping[str, float]) -> str:
+    return json.dumps({target: float(value) for target, value in thresholds.items()}, sort_keys=True)

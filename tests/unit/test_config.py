@@ -1,0 +1,94 @@
+import pytest
+
+from dicom_node.config import CONFIG_VARIABLE, PREFIX, SettingsError, load
+
+PEERS = """
+[[peers]]
+name = "pacs"
+ae_title = "ORTHANC"
+host = "10.0.0.1"
+port = 104
+destination = true
+
+[[peers]]
+name = "ct"
+ae_title = "CT1"
+host = "10.0.0.2"
+port = 104
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_around(monkeypatch):
+    import os
+
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def written(tmp_path, text):
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    return path
+
+
+def test_it_has_the_documented_defaults():
+    settings = load()
+    assert (settings.ae_title, settings.port, settings.bundle) == ("CXRSCREEN", 11112, "starter")
+    assert settings.peers == ()
+
+
+def test_a_file_sets_and_a_variable_overrides_it(tmp_path, monkeypatch):
+    path = written(tmp_path, 'port = 11113\nae_title = "FILE"\n' + PEERS)
+    monkeypatch.setenv("DICOM_NODE_PORT", "11114")
+    settings = load(path)
+    assert (settings.ae_title, settings.port) == ("FILE", 11114)
+    assert [peer.name for peer in settings.destinations] == ["pacs"]
+
+
+def test_a_variable_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv(CONFIG_VARIABLE, str(written(tmp_path, "port = 11115\n")))
+    assert load().port == 11115
+
+
+def test_peers_can_come_from_a_variable(monkeypatch):
+    monkeypatch.setenv("DICOM_NODE_PEERS", '[{"name": "a", "ae_title": "A", "host": "h", "port": 104}]')
+    assert load().peers[0].name == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prot = 1\n", "unknown setting prot"),
+        ("port = 0\n", "wrong setting port"),
+        ('ae_title = "ABCDEFGHIJKLMNOPQ"\n', "wrong setting ae_title"),
+        ('ae_title = "A\\\\B"\n', "wrong setting ae_title"),
+        ('[[peers]]\nname = "a"\n', "wrong setting peers.0.ae_title"),
+        (PEERS.replace('"ct"', '"pacs"'), "same name"),
+        ("port = \n", "not valid TOML"),
+        ("lease_s = -1\n", "wrong setting lease_s"),
+        ('device = "tpu"\n', "wrong setting device"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(tmp_path, text, told):
+    with pytest.raises(SettingsError) as raised:
+        load(written(tmp_path, text))
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value).strip()
+
+
+def test_an_unknown_variable_is_named(monkeypatch):
+    monkeypatch.setenv("DICOM_NODE_PROT", "1")
+    with pytest.raises(SettingsError, match="DICOM_NODE_PROT"):
+        load()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):
+        load(tmp_path / "nowhere.toml")
+
+
+def test_a_password_in_a_url_is_never_shown(tmp_path):
+    with pytest.raises(SettingsError) as raised:
+        load(written(tmp_path, 'database_url = ["postgresql://u:geheim@h/d"]\n'))
+    assert "geheim" not in str(raised.value)

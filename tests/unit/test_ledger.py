@@ -1,0 +1,357 @@
+import sqlite3
+import threading
+import time
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
+
+from dicom_node.archive import ArchivedFile
+from dicom_node.database import Database, SchemaError
+from dicom_node.domain import (
+    Admission,
+    DeclineReason,
+    DeliveryError,
+    LostLeaseError,
+    MemberMap,
+    ObjectKind,
+    PixelError,
+    Prediction,
+    State,
+    TargetResult,
+)
+from dicom_node.ledger import Ledger, Product, Received, ReleaseError, StoredMap
+from dicom_node.outbox import Outbox
+from dicom_node.roles import invariant_holds
+from dicom_node.tables import Base, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow
+from tests.result_factories import make_manifest
+
+ADMITTED = Admission(None, "PA", "chest", ("ViewPosition", "BodyPartExamined"))
+LATERAL = Admission(DeclineReason.LATERAL, "lateral", "chest", ("ViewPosition",))
+
+
+@pytest.fixture
+def database(tmp_path):
+    found = Database(f"sqlite:///{tmp_path / 'new' / 'ledger.sqlite'}")
+    found.upgrade()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def ledger(database):
+    found = Ledger(database)
+    found.activate_release(make_manifest())
+    return found
+
+
+@pytest.fixture
+def outbox(database):
+    return Outbox(database, retry_base_s=0.01, retry_max_s=0.02)
+
+
+def received(number=1, admission=ADMITTED, sha256="a" * 64, **changed):
+    values = {
+        "sop_instance_uid": f"1.2.{number}",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1",
+        "study_instance_uid": f"1.3.{number}",
+        "series_instance_uid": f"1.4.{number}",
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        "sha256": sha256,
+        "size_bytes": 10,
+        "file": ArchivedFile(f"aa/{sha256}.dcm", sha256, 10) if admission.admitted else None,
+        "calling_ae_title": "MODALITY",
+        "modality": "CR",
+        "admission": admission,
+    }
+    return Received(**(values | changed))
+
+
+def prediction(manifest):
+    return Prediction(
+        bundle=manifest.name,
+        release=manifest.release,
+        operating_point="balanced",
+        targets=tuple(TargetResult(target.name, 0.123456789012345, 0.5, False) for target in manifest.targets),
+        members={"zhang": {"p_cls": 0.1, "p_ano": -0.75, "p_avg": -0.025}},
+    )
+
+
+def stored_map():
+    found = MemberMap("zhang", "classification", np.zeros((6, 6), np.uint8), (0.1, 0.2, 0.3, 0.4))
+    return StoredMap(found.member, found.name, found.box, ArchivedFile("bb/map.png", "b" * 64, 9))
+
+
+def products():
+    return [
+        Product(ObjectKind.HEATMAP, "1.2.840.10008.5.1.4.1.1.7", "2.25.1", ArchivedFile("cc/1.dcm", "c" * 64, 9)),
+        Product(ObjectKind.REPORT, "1.2.840.10008.5.1.4.1.1.88.34", "2.25.2", ArchivedFile("dd/2.dcm", "d" * 64, 9)),
+    ]
+
+
+def reported(ledger, destinations=("pacs",)):
+    ledger.record(received())
+    claim = ledger.claim("worker", 20)
+    ledger.save_prediction(claim, prediction(claim.manifest), [stored_map()])
+    ledger.save_results(claim, products(), list(destinations), ["StudyDate: illegal DA, emptied"])
+    return claim
+
+
+def state_of(database):
+    with database.read() as session:
+        return session.scalars(select(ScreeningRow.state)).one()
+
+
+def test_the_migrations_make_the_tables_of_the_models(database):
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_planted_difference_between_migrations_and_models_is_seen(database):
+    with database.engine.connect() as connection:
+        connection.execute(text("ALTER TABLE instances ADD COLUMN planted TEXT"))
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, Base.metadata) != []
+
+
+def test_a_database_without_schema_is_refused(tmp_path):
+    with pytest.raises(SchemaError, match="start `dicom-node up` once"):
+        Database(f"sqlite:///{tmp_path / 'empty.sqlite'}").check_schema()
+    with pytest.raises(SchemaError, match="no ledger"):
+        Database(f"sqlite:///{tmp_path / 'nowhere' / 'empty.sqlite'}").check_schema()
+
+
+def test_a_new_instance_waits(ledger):
+    assert ledger.record(received()) == "new"
+    counts = ledger.counts()
+    assert (counts["received"], counts["waiting"]) == (1, 1)
+    assert invariant_holds(counts)
+
+
+def test_a_declined_instance_is_recorded_with_its_reason_and_never_claimed(ledger, database):
+    ledger.record(received(admission=LATERAL))
+    assert ledger.counts()["declined"] == 1
+    assert ledger.claim("worker", 20) is None
+    with database.read() as session:
+        assert session.scalars(select(ScreeningRow.reason)).one() == "lateral"
+
+
+def test_the_same_bytes_again_are_a_duplicate_and_others_a_conflict(ledger):
+    assert ledger.record(received()) == "new"
+    assert ledger.record(received()) == "duplicate"
+    assert ledger.record(received(sha256="f" * 64)) == "conflict"
+    counts = ledger.counts()
+    assert (counts["received"], counts["duplicates"], counts["conflicts"]) == (1, 1, 1)
+
+
+def test_an_instance_without_a_screening_breaks_the_invariant(ledger, database):
+    ledger.record(received())
+    with database.write() as session:
+        session.execute(text("DELETE FROM transitions"))
+        session.execute(text("DELETE FROM screenings"))
+    assert not invariant_holds(ledger.counts())
+
+
+def test_nothing_is_recorded_without_an_active_release(database):
+    with pytest.raises(ReleaseError, match="no bundle release"):
+        Ledger(database).record(received())
+
+
+def test_a_release_with_another_manifest_under_the_same_name_is_refused(ledger):
+    changed = make_manifest().model_copy(update={"title": "another"})
+    with pytest.raises(ReleaseError, match="needs a new release"):
+        ledger.activate_release(changed)
+
+
+def test_what_waits_is_screened_by_the_release_that_is_active_when_it_is_claimed(ledger):
+    ledger.record(received())
+    ledger.activate_release(make_manifest().model_copy(update={"release": "2.0.0"}))
+    assert ledger.claim("worker", 20).manifest.release == "2.0.0"
+
+
+def test_two_workers_never_claim_the_same_screening(ledger):
+    for number in range(40):
+        ledger.record(received(number))
+    claimed = []
+
+    def work(name):
+        while (claim := ledger.claim(name, 20)) is not None:
+            claimed.append(claim.screening_id)
+
+    threads = [threading.Thread(target=work, args=(f"worker{index}",)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed)) == 40
+
+
+def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox):
+    reported(ledger)
+    for parcel in outbox.claim(10, 60):
+        outbox.sent(parcel, 0x0000)
+    with database.read() as session:
+        states = session.scalars(select(TransitionRow.to_state).order_by(TransitionRow.id)).all()
+    assert states == ["waiting", "claimed", "predicted", "reported", "delivered"]
+
+
+def test_the_stored_prediction_comes_back_to_the_last_bit(ledger):
+    ledger.record(received())
+    claim = ledger.claim("worker", 20)
+    given = prediction(claim.manifest)
+    ledger.save_prediction(claim, given, [stored_map()])
+    found = ledger.load_prediction(claim)
+    assert found.prediction.targets == given.targets
+    assert found.prediction.members == given.members
+    ((row, member, name),) = found.maps
+    assert (member, name, row.box) == ("zhang", "classification", [0.1, 0.2, 0.3, 0.4])
+    assert found.predicted_at.tzinfo is not None
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database):
+    ledger.record(received())
+    late = ledger.claim("late", 0.001)
+    time.sleep(0.05)
+    assert ledger.expire_leases(max_failures=3) == 1
+    current = ledger.claim("current", 20)
+    assert current.attempt == late.attempt + 1
+    for write in (
+        lambda: ledger.renew(late, 20),
+        lambda: ledger.save_prediction(late, prediction(late.manifest), []),
+        lambda: ledger.decline(late, DeclineReason.CONSTANT, ""),
+        lambda: ledger.fail(late, PixelError("x", "y")),
+        lambda: ledger.give_back(late, "", failed=True, max_failures=3),
+    ):
+        with pytest.raises(LostLeaseError):
+            write()
+    assert state_of(database) == State.CLAIMED
+    ledger.save_prediction(current, prediction(current.manifest), [])
+    assert state_of(database) == State.PREDICTED
+
+
+def test_a_lost_lease_writes_nothing_even_while_nobody_else_has_claimed(ledger, database):
+    ledger.record(received())
+    late = ledger.claim("late", 0.001)
+    time.sleep(0.05)
+    ledger.expire_leases(max_failures=3)
+    with pytest.raises(LostLeaseError):
+        ledger.save_prediction(late, prediction(late.manifest), [])
+    assert state_of(database) == State.WAITING
+
+
+def test_a_renewed_lease_does_not_expire(ledger):
+    ledger.record(received())
+    claim = ledger.claim("worker", 0.2)
+    ledger.renew(claim, 20)
+    time.sleep(0.3)
+    assert ledger.expire_leases(max_failures=3) == 0
+
+
+def test_three_expired_leases_end_a_screening(ledger, database):
+    ledger.record(received())
+    for _ in range(3):
+        assert ledger.claim("worker", 0.001) is not None
+        time.sleep(0.02)
+        ledger.expire_leases(max_failures=3)
+    assert ledger.claim("worker", 20) is None
+    with database.read() as session:
+        row = session.scalars(select(ScreeningRow)).one()
+    assert (row.state, row.reason, row.failures) == ("failed", "attempts_exhausted", 3)
+
+
+def test_a_restart_gives_back_every_claim_at_once_and_uncounted(ledger, database):
+    ledger.record(received())
+    for _ in range(5):
+        assert ledger.claim("worker", 20) is not None
+        assert ledger.recover() == 1
+    with database.read() as session:
+        row = session.scalars(select(ScreeningRow)).one()
+    assert (row.state, row.failures, row.attempt) == ("waiting", 0, 5)
+
+
+def test_a_predicted_screening_keeps_its_prediction_over_a_restart(ledger):
+    ledger.record(received())
+    claim = ledger.claim("worker", 20)
+    ledger.save_prediction(claim, prediction(claim.manifest), [])
+    ledger.recover()
+    again = ledger.claim("worker", 20)
+    assert again.state is State.PREDICTED
+    assert ledger.load_prediction(again).prediction.members == prediction(claim.manifest).members
+
+
+def test_without_a_destination_results_are_withheld(ledger, database):
+    reported(ledger, destinations=())
+    assert state_of(database) == State.WITHHELD
+
+
+def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, database, outbox):
+    reported(ledger, destinations=("pacs", "archive"))
+    for expected in ("pacs", "archive"):
+        assert state_of(database) == State.REPORTED
+        parcels = outbox.claim(10, 60)
+        assert {parcel.destination for parcel in parcels} == {expected}
+        assert len(parcels) == 2
+        for parcel in parcels:
+            outbox.sent(parcel, 0x0000)
+    assert state_of(database) == State.DELIVERED
+
+
+def test_the_heatmap_leaves_before_the_report_that_cites_it(ledger, outbox):
+    reported(ledger)
+    assert [parcel.sop_instance_uid for parcel in outbox.claim(10, 60)] == ["2.25.1", "2.25.2"]
+
+
+def test_a_leased_parcel_is_not_claimed_twice(ledger, outbox):
+    reported(ledger)
+    assert len(outbox.claim(10, 60)) == 2
+    assert outbox.claim(10, 60) == []
+
+
+def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox):
+    reported(ledger)
+    for parcel in outbox.claim(10, 60):
+        outbox.not_sent(parcel, DeliveryError("down", permanent=False))
+    assert outbox.claim(10, 60) == []
+    time.sleep(0.05)
+    again = outbox.claim(10, 60)
+    assert [parcel.tries for parcel in again] == [1, 1]
+    assert state_of(database) == State.REPORTED
+
+
+def test_a_rejection_stops_and_shows(ledger, database, outbox):
+    reported(ledger)
+    for parcel in outbox.claim(10, 60):
+        outbox.not_sent(parcel, DeliveryError("unknown AE", permanent=True, status=0x0124))
+    assert outbox.claim(10, 60) == []
+    with database.read() as session:
+        row = session.scalars(select(ScreeningRow)).one()
+        tries = session.scalars(select(DeliveryTryRow)).all()
+    assert (row.state, row.reason) == ("failed", "delivery_rejected")
+    assert [entry.status for entry in tries] == [0x0124, 0x0124]
+    assert outbox.counts() == {"pacs": {"rejected": 2}}
+    assert invariant_holds(ledger.counts())
+
+
+def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, tmp_path, monkeypatch):
+    blocker = sqlite3.connect(tmp_path / "new" / "ledger.sqlite", isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    try:
+        with pytest.raises(OperationalError):
+            ledger.record(received())
+    finally:
+        blocker.execute("ROLLBACK")
+        blocker.close()
+    assert ledger.counts()["received"] == 0
+
+
+def test_the_notes_of_the_normalised_copy_are_kept(ledger, database):
+    reported(ledger)
+    with database.read() as session:
+        assert session.scalars(select(InstanceRow.notes)).one() == ["StudyDate: illegal DA, emptied"]
+        assert session.scalar(select(func.count()).select_from(InstanceRow)) == 1

@@ -1,0 +1,178 @@
+"""A bundle of weights, loaded once it has proved to be what its manifest says, and what it predicts."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from dicom_node.bundle import read_manifest
+from dicom_node.domain import BundleError, NodeError, Prediction, TargetResult
+from training.models.calibration import Platt
+from training.models.combine import combined_probability
+from training.models.preprocess import Preprocess
+from training.models.zhang import SCORE_NAMES, Zhang2020, named_scores
+from workers.saliency import maps_of_heads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from dicom_node import bundle
+    from dicom_node.domain import MemberMap
+
+_ARCHITECTURES = {"Zhang2020": Zhang2020}
+
+
+class OutputError(NodeError):
+    """A network gave something that is not a number; nothing of that prediction may be used."""
+
+    reason = "network_output"
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    network: Zhang2020
+    transform: Preprocess
+    calibration: Mapping[str, bundle.Calibration]
+
+    def logit(self, target: str, scores: Mapping[str, float]) -> float:
+        scaling = self.calibration[target]
+        return Platt(scaling.slope, scaling.intercept).logit(scores[scaling.output])
+
+
+class Ensemble:
+    """The networks of one bundle on one device; stored as float16, computed in float32."""
+
+    def __init__(self, manifest: bundle.Manifest, members: Sequence[_Member], device: torch.device) -> None:
+        self.manifest = manifest
+        self._members = tuple(members)
+        self._device = device
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> Ensemble:
+        """The bundle in `folder`, every weight verified, ready on `device` (``cpu``, ``cuda``, ``cuda:1``).
+
+        Raises
+        ------
+        BundleError
+            Naming the file and the first thing that is wrong with it, or the device that is not there.
+        """
+        manifest = read_manifest(folder)
+        place = _device(device)
+        return cls(manifest, [_load_member(folder, member, place) for member in manifest.members], place)
+
+    @property
+    def release(self) -> str:
+        """The bundle's release."""
+        return self.manifest.release
+
+    def predict(self, images: Sequence[NDArray[np.float32]]) -> list[Prediction]:
+        """What the bundle says of each image, in order.
+
+        One image at a time: the scores of an image do not depend on what else is in the batch.
+
+        Parameters
+        ----------
+        images
+            float32, shape (H, W), in [0, 1], MONOCHROME2 sense (PS3.3 C.7.6.3.1.2).
+
+        Raises
+        ------
+        OutputError
+            Where a score is not a finite number.
+        """
+        # TensorFloat-32 would cost the agreement of scores between devices and between batches.
+        with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            return [self._predict(image) for image in images]
+
+    def _predict(self, image: NDArray[np.float32]) -> Prediction:
+        scores: dict[str, dict[str, float]] = {}
+        maps: list[MemberMap] = []
+        for member in self._members:
+            features = member.network.embed(member.transform(image)[None].to(self._device))
+            raw = named_scores(member.network.judge(features))
+            scores[member.name] = {name: value.item() for name, value in raw.items()}
+            for name, value in scores[member.name].items():
+                if not math.isfinite(value):
+                    raise OutputError(f"{self.manifest.name} {self.release}: {name} of {member.name} is {value}")
+            maps += maps_of_heads(member.name, member.network, features, member.transform)
+        return Prediction(
+            bundle=self.manifest.name,
+            release=self.manifest.release,
+            operating_point=self.manifest.targets[0].operating_point,
+            targets=tuple(self._answer(target, scores) for target in self.manifest.targets),
+            members=scores,
+            maps=tuple(maps),
+        )
+
+    def _answer(self, target: bundle.Target, scores: Mapping[str, Mapping[str, float]]) -> TargetResult:
+        logits = {m.name: m.logit(target.name, scores[m.name]) for m in self._members if m.name in target.weights}
+        probability = combined_probability(logits, target.weights)
+        return TargetResult(target.name, probability, target.threshold, probability >= target.threshold)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BundleError(f"device {name!r} is not known; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BundleError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
+
+
+def _load_member(folder: Path, member: bundle.Member, device: torch.device) -> _Member:
+    if member.architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise BundleError(f"{folder}: member {member.name}: unknown architecture {member.architecture}; known: {known}")
+    for target, scaling in member.calibration.items():
+        if scaling.output not in SCORE_NAMES:
+            raise BundleError(f"{folder}: member {member.name}: {target} is calibrated on unknown {scaling.output}")
+    try:
+        transform = Preprocess.from_manifest(member.preprocessing)
+    except ValueError as error:
+        raise BundleError(f"{folder}: member {member.name}: {error}") from error
+    network = _ARCHITECTURES[member.architecture]()
+    tensors: dict[str, Tensor] = {}
+    for part in member.weights:
+        tensors |= _read_weights(folder / part.file, part.sha256, network.state_dict(), tensors)
+    if missing := sorted(network.state_dict().keys() - tensors.keys()):
+        files = ", ".join(part.file for part in member.weights)
+        raise BundleError(f"{folder}: tensor {missing[0]} of {member.architecture} is missing from {files}")
+    network.load_state_dict(tensors)
+    return _Member(member.name, network.eval().requires_grad_(False).to(device), transform, member.calibration)
+
+
+def _read_weights(
+    path: Path, sha256: str, expected: Mapping[str, Tensor], have: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of one file, in float32; the bytes that are parsed are those that were hashed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise BundleError(f"{path} is not the file that the manifest names: SHA-256 {found}, expected {sha256}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise BundleError(f"{path} is not safetensors: {error}") from error
+    for name, tensor in tensors.items():
+        if name not in expected or name in have:
+            raise BundleError(f"{path}: unexpected tensor {name}")
+        if tensor.shape != expected[name].shape:
+            raise BundleError(f"{path}: tensor {name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        if not tensor.isfinite().all():
+            raise BundleError(f"{path}: tensor {name} holds values that are not finite")
+    return {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}

@@ -1,0 +1,47 @@
+"""The embedded worker: claims straight from the ledger, one screening at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node.archive import Archive
+from dicom_node.bundle import find_bundle
+from dicom_node.database import Database
+from dicom_node.ledger import Ledger
+from dicom_node.roles import announce_ready, stop_on_signal
+from workers.ensemble import Ensemble
+from workers.screening import screen_claim
+
+if TYPE_CHECKING:
+    from dicom_node.config import Settings
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+_PAUSE_AFTER_FAULT_S = 1.0
+
+
+def work(settings: Settings) -> None:
+    """Screen what waits until told to stop; the screening at hand is finished first."""
+    stop = stop_on_signal()
+    ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
+    archive = Archive(settings.archive_dir)
+    ledger = Ledger(Database(settings.database_url))
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    announce_ready()
+    while not stop.is_set():
+        try:
+            claim = ledger.claim(name, settings.lease_s)
+            if claim is not None:
+                screen_claim(claim, ledger=ledger, archive=archive, ensemble=ensemble, settings=settings)
+                continue
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("the worker pauses: %s", type(error).__name__)
+            stop.wait(_PAUSE_AFTER_FAULT_S)
+            continue
+        stop.wait(_POLL_S)

@@ -1,0 +1,163 @@
+"""One claimed screening, from where its state says it stands to `reported`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from dicom_node.heatmap import build_heatmap
+from dicom_node.normalise import normalise
+from dicom_node.pixels import render
+from dicom_node.report import build_report, encode
+from pydicom import dcmread
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node.domain import (
+    DeclinedByPixelsError,
+    LostLeaseError,
+    MemberMap,
+    NodeError,
+    ObjectKind,
+    Prediction,
+    State,
+)
+from dicom_node.ledger import Product, StoredMap
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydicom.dataset import Dataset
+
+    from dicom_node.archive import Archive
+    from dicom_node.config import Settings
+    from dicom_node.ledger import Claim, Ledger, StoredPrediction
+    from workers.ensemble import Ensemble
+
+log = logging.getLogger(__name__)
+
+
+class MissingFileError(NodeError):
+    """The archive does not hold what the ledger says it holds."""
+
+    reason = "archive_missing"
+
+
+def screen_claim(claim: Claim, *, ledger: Ledger, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
+    """The screening is `reported`, `withheld`, `declined` or `failed`, or waits again; never raises for its image."""
+    try:
+        with _kept_alive(claim, ledger, settings.lease_s):
+            _advance(claim, ledger, archive, ensemble, settings)
+    except DeclinedByPixelsError as error:
+        ledger.decline(claim, error.decline_reason, str(error))
+        log.info("screening %d declined: %s", claim.screening_id, error.reason)
+    except LostLeaseError as error:
+        log.warning("%s; its result is dropped", error)
+    except SQLAlchemyError:
+        raise
+    except NodeError as error:
+        log.warning("screening %d: %s", claim.screening_id, error)
+        if error.permanent:
+            ledger.fail(claim, error)
+        else:
+            ledger.give_back(claim, str(error), failed=True, max_failures=settings.max_attempts)
+    except Exception as error:  # one image never ends the worker
+        where = _where(error)
+        log.exception("screening %d: %s", claim.screening_id, where, exc_info=False)
+        ledger.give_back(claim, where, failed=True, max_failures=settings.max_attempts)
+
+
+def _advance(claim: Claim, ledger: Ledger, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
+    source = _read(archive, claim.path)
+    pixels = render(source, max_pixels=settings.max_pixels)
+    if claim.state is State.CLAIMED:
+        (prediction,) = ensemble.predict([pixels])
+        ledger.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
+    stored = ledger.load_prediction(claim)  # what is reported is what the ledger holds
+    prediction = _with_maps(stored, archive)
+    header, notes = normalise(source)
+    heatmap = build_heatmap(
+        header, pixels, prediction, claim.manifest, when=stored.predicted_at, size=settings.heatmap_size
+    )
+    report = build_report(
+        header,
+        heatmap,
+        prediction,
+        claim.manifest,
+        when=stored.predicted_at,
+        node_ae_title=settings.ae_title,
+    )
+    products = [
+        Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds)))
+        for kind, ds in ((ObjectKind.HEATMAP, heatmap), (ObjectKind.REPORT, report))
+    ]
+    ledger.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
+    log.info("screening %d reported", claim.screening_id)
+
+
+def _read(archive: Archive, path: str) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return dcmread(archive.locate(path))
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} is not in the archive") from error
+
+
+def _store_map(archive: Archive, found: MemberMap) -> StoredMap:
+    encoded = cv2.imencode(".png", found.pixels)[1].tobytes()
+    return StoredMap(found.member, found.name, found.box, archive.store(encoded, ".png"))
+
+
+def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
+    plain = stored.prediction
+    maps = []
+    for row, member, name in stored.maps:
+        encoded = np.frombuffer(archive.locate(row.path).read_bytes(), np.uint8)
+        pixels = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        if pixels is None:
+            raise MissingFileError(f"{row.path} is no map")
+        top, left, height, width = row.box or (0.0, 0.0, 1.0, 1.0)
+        maps.append(MemberMap(member, name, pixels.astype(np.uint8), (top, left, height, width)))
+    return Prediction(
+        bundle=plain.bundle,
+        release=plain.release,
+        operating_point=plain.operating_point,
+        targets=plain.targets,
+        members=plain.members,
+        maps=tuple(maps),
+    )
+
+
+@contextmanager
+def _kept_alive(claim: Claim, ledger: Ledger, lease_s: float) -> Iterator[None]:
+    """The claim's lease is renewed from a thread while the block runs; a lost one is left to the block's writes."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(lease_s / 4):
+            try:
+                ledger.renew(claim, lease_s)
+            except LostLeaseError:
+                return
+            except SQLAlchemyError:
+                continue
+
+    keeper = threading.Thread(target=renew, daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        done.set()
+        keeper.join()
+
+
+def _where(error: Exception) -> str:
+    """Type and place of an unforeseen error; its text may hold patient data."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {place.filename.rsplit('/', 1)[-1]}:{place.lineno}"
