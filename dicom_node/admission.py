@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from pydicom import uid
+from pydicom import Sequence, uid
 from pydicom.multival import MultiValue
 
 from dicom_node import anatomy
@@ -66,9 +66,7 @@ def admit(header: Dataset, settings: Settings) -> Admission:
         return Admission(_VIEW_REASONS.get(view), view, body_part, part_evidence + view_evidence)
 
 
-def _object_reason(
-    header: Dataset, *, accept_for_processing: bool
-) -> tuple[DeclineReason, tuple[str, ...]] | None:
+def _object_reason(header: Dataset, *, accept_for_processing: bool) -> tuple[DeclineReason, tuple[str, ...]] | None:
     """Why an object of this kind is not screened, whatever it shows."""
     if _is_ours(header):
         return DeclineReason.OWN_RESULT, ("Manufacturer", "ManufacturerModelName")
@@ -139,7 +137,7 @@ def _codes(header: Dataset, keyword: str) -> Iterator[tuple[str, str]]:
 def _items(header: Dataset, keyword: str) -> list[Dataset]:
     """The items of a sequence; none where it is absent or no sequence."""
     value = _value(header, keyword)
-    return list(value) if isinstance(value, MultiValue) and hasattr(value, "parent_dataset") else []
+    return list(value) if isinstance(value, Sequence) else []
 
 
 def _text(header: Dataset, keyword: str) -> str:

@@ -187,9 +187,11 @@ def view_of_orientation(row: str, column: str) -> str | None:
     if not all(re.fullmatch(r"[LRAPHF]{1,3}", direction) for direction in (row, column)):
         return None
     axes = {next(axis for axis in ("LR", "AP", "HF") if direction[0] in axis) for direction in (row, column)}
-    return {frozenset({"LR", "HF"}): FRONTAL, frozenset({"AP", "HF"}): LATERAL, frozenset({"LR", "AP"}): NOT_FRONTAL}.get(
-        frozenset(axes)
-    )
+    return {
+        frozenset({"LR", "HF"}): FRONTAL,
+        frozenset({"AP", "HF"}): LATERAL,
+        frozenset({"LR", "AP"}): NOT_FRONTAL,
+    }.get(frozenset(axes))
 
 
 def _is_on_one_side(words: set[str], *, lateral: bool) -> bool:

@@ -20,6 +20,9 @@ from dicom_node.domain import PixelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 Cells = NDArray[np.uint8] | NDArray[np.uint16]
 
 PIXEL_DATA = "(7FE0,0010) PixelData"
@@ -120,8 +123,11 @@ def _native(data: bytes, layout: Layout) -> Samples:
             "pixels_undecodable",
             f"{PIXEL_DATA} holds {len(data)} bytes; (0028,0010) Rows x (0028,0011) Columns need {layout.bytes}",
         )
-    dtype = np.dtype("<u2") if layout.bits_allocated == 16 else np.dtype("u1")
-    cells = np.frombuffer(data, dtype=dtype, count=layout.pixels)
+    cells: Cells
+    if layout.bits_allocated == 16:
+        cells = np.frombuffer(data, dtype="<u2", count=layout.pixels)
+    else:
+        cells = np.frombuffer(data, dtype=np.uint8, count=layout.pixels)
     return Samples(cells.reshape(layout.rows, layout.columns), layout.bits_allocated)
 
 
@@ -161,7 +167,7 @@ def _codestream(
         decoded = decode(stream[header.start :])
         if decoded.shape != (layout.rows, layout.columns) or decoded.dtype.itemsize > 2:
             raise ValueError(f"decoded to {decoded.dtype} of shape {decoded.shape}")
-        cells = decoded.view(np.uint8 if decoded.dtype.itemsize == 1 else np.uint16)
+        cells: Cells = decoded.view(np.uint8) if decoded.dtype.itemsize == 1 else decoded.view(np.uint16)
         return Samples(cells, header.precision)
 
     return decode_checked

@@ -62,9 +62,11 @@ def stored_values(layout: Layout, precision: int, *, lossy: bool) -> NDArray[np.
     """
     cells = np.arange(1 << (8 if max(precision, layout.bits_allocated) <= 8 else 16), dtype=np.int64)
     shift = layout.high_bit + 1 - layout.bits_stored if precision > layout.high_bit else 0
+    values: NDArray[np.int64] = cells >> shift
     if lossy and not layout.signed:
-        return np.minimum(cells >> shift, (1 << layout.bits_stored) - 1)
-    values = (cells >> shift) & ((1 << layout.bits_stored) - 1)
+        np.minimum(values, (1 << layout.bits_stored) - 1, out=values)
+        return values
+    values &= (1 << layout.bits_stored) - 1
     if layout.signed:
         values[values >= 1 << (layout.bits_stored - 1)] -= 1 << layout.bits_stored
     return values
@@ -96,7 +98,7 @@ def modality_values(ds: Dataset, stored: NDArray[np.int64]) -> Table:
     slope, intercept = _numbers(ds, "RescaleSlope"), _numbers(ds, "RescaleIntercept")
     if slope[:1] == [0.0]:  # illegal, and would make every image constant
         raise PixelError("pixels_unsupported", f"{element('RescaleSlope')} is 0")
-    return stored * (slope[0] if slope else 1.0) + (intercept[0] if intercept else 0.0)
+    return stored.astype(np.float64) * (slope[0] if slope else 1.0) + (intercept[0] if intercept else 0.0)
 
 
 def has_modality_transformation(ds: Dataset) -> bool:
@@ -127,15 +129,16 @@ def _window(values: Table, center: float, width: float, function: str) -> Table 
         if width <= 0:
             return None
         with np.errstate(over="ignore"):  # exp of a value far below the window: 1 / inf is the right 0
-            return np.asarray(1 / (1 + np.exp(-4 * (values - center) / width)))
+            shown: Table = 1 / (1 + np.exp(-4 * (values - center) / width))
+            return shown
     if function == "LINEAR_EXACT":
         if width <= 0:
             return None
         return np.clip((values - center) / width + 0.5, 0, 1)
     if width < 1:
         return None
-    if width == 1:
-        return (values > center - 0.5).astype(np.float64)
+    if width == 1:  # a step
+        return np.where(values > center - 0.5, 1.0, 0.0)
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 

@@ -112,6 +112,8 @@ _IMAGE = (
     "ImagerPixelSpacing",
     "BurnedInAnnotation",
     "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
 )
 KEPT = TYPE_2 + _PATIENT + _STUDY + _IMAGE
 

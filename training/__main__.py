@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from training import evaluate as evaluation
 from training import export as exporting
-from training.papers.zhang2020 import RECIPE
+from training.papers import zhang2020
 from training.train import fit
 
 app = typer.Typer(help="Train, export and evaluate the published methods.", no_args_is_help=True)
@@ -23,6 +23,8 @@ class Method(StrEnum):
 
     ZHANG = "zhang"
 
+
+RECIPES = {Method.ZHANG: zhang2020.RECIPE}
 
 MethodArgument = Annotated[Method, typer.Argument(help="Which method.")]
 Data = Annotated[Path, typer.Option(help="Folder of index.csv and its images.", exists=True, file_okay=False)]
@@ -38,7 +40,7 @@ def _log() -> None:
 @app.command()
 def train(method: MethodArgument, data: Data, workdir: Workdir) -> None:
     """Train once per fold and then on all of `train`; a run that was stopped goes on where it was."""
-    fit(data, workdir, RECIPE)
+    fit(data, workdir, RECIPES[method])
 
 
 @app.command()
@@ -46,11 +48,11 @@ def export(
     method: MethodArgument, data: Data, workdir: Workdir, bundle: Bundle, name: str = "starter", release: str = "1.0.0"
 ) -> None:
     """Write the trained weights and their manifest as a bundle."""
-    exporting.export(data, workdir, bundle, name=name, release=release, recipe=RECIPE)
+    exporting.export(data, workdir, bundle, name=name, release=release, recipe=RECIPES[method])
 
 
 @app.command()
-def evaluate(method: MethodArgument, data: Data, workdir: Workdir, bundle: Bundle) -> None:
+def evaluate(data: Data, workdir: Workdir, bundle: Bundle) -> None:
     """Score the bundle's weights on `val` and `external`; write its evaluation.json and MODEL_CARD.md."""
     evaluation.evaluate(data, workdir, bundle)
 

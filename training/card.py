@@ -59,9 +59,9 @@ views, or images of anything else, and it answers them all the same.
   Poor figures are given as they are.
 
 ## Figures
-`balanced` (the default) is the threshold of largest sensitivity + specificity, at {points["balanced"]["threshold"]:.4f};
-`high-sensitivity` that of an out-of-fold sensitivity of at least 95 %, at {points["high-sensitivity"]["threshold"]:.4f}.
-Both are thresholds on the calibrated probability, fixed before `val` was scored.
+Two thresholds on the calibrated probability, fixed before `val` was scored: `balanced` (the default) has the largest
+sum of sensitivity and specificity, {points["balanced"]["threshold"]:.4f}; `high-sensitivity` has an out-of-fold
+sensitivity of at least 95 %, {points["high-sensitivity"]["threshold"]:.4f}.
 
 ### val: other patients of the same sources, scored once
 {_table(result["val"])}
@@ -78,10 +78,10 @@ The paper reports 0.9518 for `p_avg` on other images, between two sources: 100 o
 pneumonia (nih).
 
 ## What the probability means
-The sigmoid of a straight line in `p_avg` (Platt scaling), fitted on the out-of-fold scores of the {fitted["images"]:,}
-adult training images, {_percent(prevalence)} of them COVID-19. It is the share of COVID-19 among images like those; where
-COVID-19 is rarer, as nearly everywhere, the true share is lower. On `val` the expected calibration error is
-{result["val"]["adults"]["calibration"]["ece"]:.3f} (Brier {result["val"]["adults"]["calibration"]["brier"]:.3f}) on the
+The sigmoid of a straight line in `p_avg` (Platt scaling), fitted on the out-of-fold scores of the
+{fitted["images"]:,} adult training images, {_percent(prevalence)} of them COVID-19. It is the share of COVID-19 among
+images like those; where COVID-19 is rarer, as nearly everywhere, the true share is lower. On `val` the expected
+calibration error is {result["val"]["adults"]["calibration"]["ece"]:.3f} (Brier {result["val"]["adults"]["calibration"]["brier"]:.3f}) on the
 adults and {result["val"]["pooled"]["calibration"]["ece"]:.3f} (Brier
 {result["val"]["pooled"]["calibration"]["brier"]:.3f}) pooled.
 
@@ -118,8 +118,7 @@ def _list(lines: Iterable[str]) -> str:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    head = "| source | images (COVID-19) | patients | AUC | at | sensitivity | specificity |\n|---|---|---|---|---|---|---|\n"
-    rows = ""
+    rows = "| source | images (COVID-19) | patients | AUC | at | sensitivity | specificity |\n" + "|---" * 7 + "|\n"
     for source, found in figures.items():
         for index, (point, at) in enumerate(found["at"].items()):
             left = (
@@ -128,7 +127,7 @@ def _table(figures: dict[str, Any]) -> str:
                 else " | | |"
             )
             rows += f"| {left} | {point} | {_share(at['sensitivity'])} | {_share(at['specificity'])} |\n"
-    return head + rows
+    return rows
 
 
 def _scores_table(result: dict[str, Any]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from training.augment import augment
 from training.datasets import fold_of, load_squares, read_index
@@ -98,7 +99,7 @@ def train_network(
         generator = torch.Generator().manual_seed(1000 * seed + epoch)
         order = draw_epoch(pictures, recipe, np.random.default_rng((seed, epoch)))
         losses = []
-        for index in range(steps):
+        for index in track(range(steps), f"{checkpoint.stem}, epoch {epoch + 1}", transient=True):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(epoch + index / steps, recipe)
             chosen = order[index * recipe.batch : (index + 1) * recipe.batch]
@@ -128,7 +129,7 @@ def learning_rate(epoch: float, recipe: Recipe) -> float:
 def draw_epoch(pictures: Sequence[Picture], recipe: Recipe, rng: np.random.Generator) -> NDArray[np.int64]:
     """Indices of an epoch's images in random order, drawn by the recipe's share of each stratum.
 
-    A stratum smaller than its share is gone through several times, none of its images twice more than another.
+    A stratum smaller than its share is gone through again: its images come up equally often, give or take one.
     """
     strata = np.array([picture.stratum for picture in pictures])
     drawn = []

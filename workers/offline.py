@@ -54,7 +54,7 @@ class _Answer:
     header: Dataset | None = field(default=None, repr=False)
     pixels: NDArray[np.float32] | None = field(default=None, repr=False)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, bundle: str) -> dict[str, Any]:
         found = self.prediction
         first = found.targets[0] if found else None
         line: dict[str, Any] = {
@@ -65,7 +65,7 @@ class _Answer:
             "probability": first.probability if first else None,
             "flagged": first.flagged if first else None,
             "threshold": first.threshold if first else None,
-            "bundle": f"{found.bundle} {found.release}" if found else None,
+            "bundle": bundle,
             "targets": {
                 result.target: {
                     "probability": result.probability,
@@ -88,6 +88,7 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
     """Every input has its line on standard output. Returns False where any could not be read."""
     ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
     inputs = [found for path in paths for found in _inputs(path)]
+    bundle = f"{ensemble.manifest.name} {ensemble.manifest.release}"
     console = Console(stderr=True)
     table = Table("input", "admitted", "probability", "threshold", "flagged", "remark")
     readable = True
@@ -98,7 +99,7 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
             if out is not None and answer.prediction is not None:
                 _write(answer, ensemble, settings, out)
             if as_json:
-                sys.stdout.write(json.dumps(answer.as_json()) + "\n")
+                sys.stdout.write(json.dumps(answer.as_json(bundle)) + "\n")
                 sys.stdout.flush()
             else:
                 table.add_row(*_row(answer))

@@ -1,8 +1,9 @@
 """A PACS on this machine for the demo and the tests: Orthanc where it is installed, otherwise a small one of our own.
 
 Both are started and stopped alike and are known by `ae_title`, `host`, `port`, `folder` and `name`. Neither is made
-for patients. Orthanc cannot bind its DICOM port to one address: it answers C-ECHO and C-STORE from anywhere the
-machine can be reached from; queries and retrieval it allows to the given peers at their own address only.
+for patients. Orthanc 1.10 cannot bind its ports to one address: it takes C-ECHO and C-STORE from anywhere that
+reaches this machine, allows queries and retrieval to the given peers at their own address only, and answers HTTP
+from other machines with 403.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class OrthancPacs:
     peers
         Who may query and retrieve, and where C-MOVE and storage commitment reports go.
     port, http_port
-        Free ones where not given; the HTTP server listens on the loopback only.
+        Free ones where not given; the HTTP server serves this machine's loopback only.
     extra
         Configuration of Orthanc that goes over ours.
     """
@@ -193,7 +194,7 @@ class OrthancPacs:
             "OverwriteInstances": False,
             "HttpServerEnabled": True,
             "HttpPort": self.http_port,
-            "RemoteAccessAllowed": False,
+            "RemoteAccessAllowed": False,  # 403 to anybody but the loopback
         }
         return ours | self._extra
 

@@ -47,7 +47,8 @@ FILM = (0.01, 0.03, 0.08, 0.165, 0.315, 0.49, 0.635, 0.735, 0.815, 0.89)
 # Half of the body (the patient's left), from the neck over the shoulder and the axilla to the waist.
 BODY = (
     (0, -25), (5.4, -25), (5.5, -20), (6.6, -18.2), (10, -16.9), (15, -15.6), (20, -13.5), (26, -9.5),
-    (31, -6.5), (31, 1), (25, -1.2), (19.5, -3.2), (17.4, -5.2), (16.4, -3.5), (15.7, 1), (15.3, 7), (15.4, 14), (15.8, 25), (0, 25),
+    (31, -6.5), (31, 1), (25, -1.2), (19.5, -3.2), (17.4, -5.2), (16.4, -3.5), (15.7, 1), (15.3, 7), (15.4, 14),
+    (15.8, 25), (0, 25),
 )  # fmt: skip
 RIGHT_LUNG = (
     (-4.4, -15.6), (-3.2, -15.0), (-2.5, -13.2), (-2.3, -9), (-2.3, -4), (-2.4, 2), (-2.4, 6), (-3.0, 7.9),
@@ -114,7 +115,7 @@ def draw_phantom(seed: int, *, rows: int, columns: int, opacities: int) -> NDArr
     -------
     Shape (rows, columns), 12 bits in the MONOCHROME2 sense: air is dark, bone is bright.
     """
-    rng = np.random.default_rng([seed, rows, columns])
+    rng = np.random.default_rng([seed, 0])
     film = _Film(rows, columns, rng)
     lungs = film.fill(RIGHT_LUNG, soft_cm=0.06), film.fill(LEFT_LUNG, soft_cm=0.06)
     heart_depth = film.bulge(HEART, reach_cm=3.6, soft_cm=0.16) * 8.5
@@ -124,7 +125,7 @@ def draw_phantom(seed: int, *, rows: int, columns: int, opacities: int) -> NDArr
     tissue = _trunk(film, rng) - air + 0.35 * heart_depth
     tissue += _bones(film, rng)
     tissue += inside * (_vessels(film, rng) + _texture(film, rng))
-    tissue += _opacities(film, rng, lungs, opacities) * inside
+    tissue += _opacities(film, np.random.default_rng([seed, 1]), lungs, opacities) * inside
     tissue = 0.9 * tissue + 0.1 * film.blur(tissue, 2.5)  # scatter
     tissue += 0.3 * (tissue - film.blur(tissue, 0.8))  # the edge enhancement of a CR reader
     return _expose(film, tissue, rng)

@@ -64,7 +64,8 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
     """Whether every image that was not declined has its report and its heatmap in the PACS."""
     console = Console()
     folder = folder.resolve() / time.strftime("%Y%m%d-%H%M%S")
-    with open_pacs(folder / "pacs") as pacs:
+    asking = Peer(name="demo", ae_title=_SENDER, host=_LOOPBACK, port=free_port())
+    with open_pacs(folder / "pacs", peers=[asking]) as pacs:
         peer = Peer(name="demo-pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
         port = free_port()
         config = _write_config(settings, peer, port, folder)

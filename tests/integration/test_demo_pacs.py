@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -57,6 +58,8 @@ def orthanc_program() -> str:
 def orthanc_pacs(orthanc_program: str, tmp_path: Path) -> Iterator[OrthancPacs]:
     with OrthancPacs(tmp_path / "orthanc", peers=(ASKER,)) as pacs:
         yield pacs
+        if pacs.pid is not None:
+            os.kill(pacs.pid, signal.SIGKILL)  # an orderly end takes Orthanc 3.5 s
 
 
 @pytest.fixture
@@ -193,10 +196,10 @@ def test_what_it_archived_outlives_a_restart(pacs: AnyPacs, tmp_path: Path) -> N
 def test_the_first_content_of_an_instance_is_kept(pacs: AnyPacs, tmp_path: Path) -> None:
     ds = phantom_dataset(0)
     dcmtk("storescu", pacs, written(ds, tmp_path / "first.dcm"))
-    ds.PatientID = "CHANGED"
+    ds.StudyID = "CHANGED"
     assert dcmtk("storescu", pacs, written(ds, tmp_path / "second.dcm")).returncode == 0
-    (answer,) = found(pacs, tmp_path / "answers", "STUDY", "StudyInstanceUID", "PatientID")
-    assert answer.PatientID == "PHANTOM-1"
+    (answer,) = found(pacs, tmp_path / "answers", "STUDY", "StudyInstanceUID", "StudyID")
+    assert answer.StudyID == "PH1"
 
 
 @pytest.mark.parametrize("uid", ["../../escaped", "/tmp/escaped", "1.2.3/../../escaped"])  # noqa: S108
@@ -217,10 +220,11 @@ def test_a_received_uid_never_becomes_a_path(pacs: AnyPacs, uid: str, tmp_path: 
 
 def test_the_small_pacs_names_files_by_digest(small_pacs: SmallPacs, tmp_path: Path) -> None:
     ds = phantom_dataset(0)
-    dcmtk("storescu", small_pacs, written(ds, tmp_path / "phantom.dcm"))
+    sent = written(ds, tmp_path / "phantom.dcm")
+    dcmtk("storescu", small_pacs, sent)
     (path,) = children_of(small_pacs.folder)
     assert re.fullmatch(r"[0-9a-f]{64}\.dcm", path.name)
-    assert dcmread(path) == ds
+    assert dcmread(path) == dcmread(sent)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
@@ -258,19 +262,34 @@ def test_the_small_pacs_does_not_serve_foreign_files(tmp_path: Path) -> None:
 def test_an_unlisted_peer_may_not_query_orthanc(orthanc_program: str, tmp_path: Path) -> None:
     with OrthancPacs(tmp_path / "orthanc") as pacs:
         told = dcmtk("findscu", pacs, "-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID")
-        assert told.returncode != 0
+        assert "Peer Aborted Association" in told.stderr + told.stdout
 
 
-def test_orthancs_web_server_listens_on_the_loopback_only(orthanc_pacs: OrthancPacs) -> None:
-    told = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
-    listening = [row.split()[1] for row in told.splitlines() if len(row.split()) > 3 and row.split()[3] == "0A"]
-    addresses = {row.split(":")[0] for row in listening if int_port(row) == orthanc_pacs.http_port}
-    assert addresses == {"0100007F"}
+def test_orthancs_web_server_serves_the_loopback_only(orthanc_pacs: OrthancPacs) -> None:
+    address = own_address()
+    if address is None:
+        pytest.skip("this machine has only a loopback")
+    assert http_status("127.0.0.1", orthanc_pacs.http_port) == 200
+    assert http_status(address, orthanc_pacs.http_port) == 403
 
 
-def int_port(row: str) -> int:
-    """The port of `address:port` as the kernel prints it."""
-    return int(row.split(":")[1], 16) if re.fullmatch(r"[0-9A-F]+:[0-9A-F]{4}", row) else 0
+def own_address() -> str | None:
+    """An address of this machine that is not the loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: only the route is looked up
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def http_status(host: str, port: int) -> int:
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    try:
+        connection.request("GET", "/system")
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def test_extra_configuration_goes_over_ours(tmp_path: Path) -> None:

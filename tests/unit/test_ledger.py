@@ -27,7 +27,7 @@ from dicom_node.ledger import Ledger, Product, Received, ReleaseError, StoredMap
 from dicom_node.outbox import Outbox
 from dicom_node.roles import invariant_holds
 from dicom_node.tables import Base, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow
-from tests.result_factories import make_manifest
+from tests.result_factories import manifest as make_manifest
 
 ADMITTED = Admission(None, "PA", "chest", ("ViewPosition", "BodyPartExamined"))
 LATERAL = Admission(DeclineReason.LATERAL, "lateral", "chest", ("ViewPosition",))

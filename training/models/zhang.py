@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18  # type: ignore[import-untyped]
+from torchvision.models import resnet18
 
 MARGIN = 5.0  # section 2: "margin is empirically set to 5"
 _REFERENCE = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -53,8 +53,8 @@ DIFFERENCES = (
     "Started from random weights: the paper's ImageNet weights were not at hand.",
     "192 pixels cropped from 220, the paper has 448 from 512: trained on two CPU cores.",
     (
-        "AdamW with warm-up and cosine decay, 12 epochs of 2,112 images, batch 64: the paper's SGD at 1e-4 for 500 epochs "
-        "does not move a network that starts from random weights in that time."
+        "AdamW with warm-up and cosine decay, 12 epochs of 2,112 images, batch 64: in that time the paper's SGD at "
+        "1e-4, made for 500 epochs, would not move a network that starts from random weights."
     ),
     (
         "Further augmentation (rotation, gamma, blur, noise, erased patches and frames, jittered contrast) against "

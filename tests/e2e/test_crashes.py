@@ -1,0 +1,203 @@
+"""Real SIGKILLs between each pair of the eight steps, at points seen in the ledger, the archive or the PACS.
+
+Every test kills the whole node at its point, starts it again and asks a real Orthanc: one report, one heatmap.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from dicom_node.demo.phantom import phantom_dataset
+from dicom_node.tables import DeliveryRow, InstanceRow, ObjectRow, ScreeningRow
+from tests.e2e.harness import alive, dcmsend, results, wait_until
+
+TRIES = 40
+
+
+class Film:
+    """A phantom as a file; `large` makes one that takes a while to write."""
+
+    def __init__(self, folder, number, *, large=False):
+        ds = phantom_dataset(number, fresh_uids=True)
+        if large:
+            pixels = np.kron(ds.pixel_array, np.ones((4, 4), np.uint16))
+            ds.Rows, ds.Columns = pixels.shape
+            ds.PixelData = pixels.tobytes()
+        self.uid, self.study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
+        self.path = folder / f"{self.uid}.dcm"
+        ds.save_as(self.path, enforce_file_format=True)
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """The process does not run while the block does, unless it was killed."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGCONT)
+
+
+def state(node, uid):
+    with node.database.read() as session:
+        return session.scalar(
+            select(ScreeningRow.state)
+            .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+            .where(InstanceRow.sop_instance_uid == uid)
+        )
+
+
+def stored_files(node):
+    return {path for path in node.archive.rglob("*.dcm") if path.parent.name != "incoming"}
+
+
+def expect_one_result(node, pacs, film):
+    node.start()
+    if state(node, film.uid) is None:  # it never got Success, so the sender keeps it and sends it again
+        returncode, output = dcmsend(node.port, film.path)
+        assert returncode == 0, output
+    assert node.await_ended(film.uid).state == "delivered"
+    assert results(pacs, film.study) == (1, 1)
+    assert node.status()["invariant_holds"]
+
+
+def test_killed_while_bytes_arrive(node, orthanc, tmp_path):
+    """Receive | admit: part of the object is in the listener's memory, nothing in archive or ledger."""
+    film = Film(tmp_path, 1, large=True)
+    listener = node.children()["listen"]
+    read = lambda: int(open(f"/proc/{listener}/io").read().split()[1])  # noqa: E731, PTH123, SIM115
+    before, files = read(), stored_files(node)
+    sender = subprocess.Popen(["dcmsend", "127.0.0.1", str(node.port), str(film.path)])
+    wait_until(lambda: read() - before > 200_000, poll_s=0, what="the first bytes")
+    with stopped(sender.pid):
+        time.sleep(0.3)
+        assert read() - before < film.path.stat().st_size
+        assert stored_files(node) == files
+        assert state(node, film.uid) is None
+        node.sigkill()
+    assert sender.wait(60) != 0
+    expect_one_result(node, orthanc, film)
+
+
+@pytest.mark.parametrize("point", ["written, not named", "named, not in the ledger"])
+def test_killed_while_it_stores(node, orthanc, tmp_path, point):
+    """Admit | store, and inside store: the temporary file, or the file without its row."""
+    incoming = node.archive / "incoming"
+
+    def seen(files):
+        return any(incoming.iterdir()) if point.startswith("written") else stored_files(node) - files
+
+    for attempt in range(TRIES):
+        film = Film(tmp_path, attempt, large=True)
+        listener, files = node.children()["listen"], stored_files(node)
+        sender = subprocess.Popen(["dcmsend", "127.0.0.1", str(node.port), str(film.path)])
+        while not seen(files) and sender.poll() is None:
+            pass
+        with stopped(listener):
+            time.sleep(0.01)
+            if seen(files) and state(node, film.uid) is None:
+                node.sigkill()
+        if node.process.poll() is not None:
+            break
+        assert sender.wait(60) == 0
+        node.await_ended(film.uid)
+    assert node.process.poll() is not None, f"the point was not hit in {TRIES} tries"
+    assert sender.wait(60) != 0
+    expect_one_result(node, orthanc, film)
+    assert not any(incoming.iterdir())
+
+
+def test_killed_when_it_waits(node, orthanc, tmp_path):
+    """Store and dispatch | claim: Success was answered, no worker has it."""
+    film = Film(tmp_path, 2)
+    with stopped(node.children()["work"]):
+        returncode, output = dcmsend(node.port, film.path)
+        assert returncode == 0, output
+        assert state(node, film.uid) == "waiting"
+        node.sigkill()
+    expect_one_result(node, orthanc, film)
+
+
+@pytest.mark.parametrize("point", ["claimed", "predicted"])
+def test_killed_while_a_worker_holds_it(node, orthanc, tmp_path, point):
+    """Claim | predict, and predict | report."""
+    for attempt in range(TRIES):
+        film = Film(tmp_path, attempt)
+        worker = node.children()["work"]
+        sender = subprocess.Popen(["dcmsend", "127.0.0.1", str(node.port), str(film.path)])
+        while state(node, film.uid) not in (point, "reported", "delivered"):
+            pass
+        with stopped(worker):
+            if state(node, film.uid) == point:
+                assert sender.wait(30) == 0
+                node.sigkill()
+        if node.process.poll() is not None:
+            break
+        assert sender.wait(30) == 0
+        node.await_ended(film.uid)
+    assert node.process.poll() is not None, f"the point was not hit in {TRIES} tries"
+    assert state(node, film.uid) == point
+    expect_one_result(node, orthanc, film)
+
+
+def test_killed_when_it_is_reported(node, orthanc, tmp_path):
+    """Report | deliver: both objects are archived, none is sent."""
+    film = Film(tmp_path, 3)
+    with stopped(node.children()["deliver"]):
+        dcmsend(node.port, film.path)
+        wait_until(lambda: state(node, film.uid) == "reported", what="the report")
+        assert results(orthanc, film.study) == (0, 0)
+        node.sigkill()
+    expect_one_result(node, orthanc, film)
+
+
+def test_killed_between_two_deliveries(node, orthanc, tmp_path):
+    """In deliver: the heatmap is sent, the report is not."""
+
+    def sent(film):
+        with node.database.read() as session:
+            rows = session.execute(
+                select(ObjectRow.kind, DeliveryRow.state)
+                .join(DeliveryRow, DeliveryRow.object_id == ObjectRow.id)
+                .join(ScreeningRow, ScreeningRow.id == ObjectRow.screening_id)
+                .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+                .where(InstanceRow.sop_instance_uid == film.uid)
+            ).all()
+        return {kind for kind, delivered in rows if delivered == "sent"}
+
+    for attempt in range(TRIES):
+        film = Film(tmp_path, attempt)
+        deliver = node.children()["deliver"]
+        dcmsend(node.port, film.path)
+        while not sent(film):
+            pass
+        with stopped(deliver):
+            if sent(film) == {"heatmap"}:
+                node.sigkill()
+        if node.process.poll() is not None:
+            break
+        node.await_ended(film.uid)
+    assert node.process.poll() is not None, f"the point was not hit in {TRIES} tries"
+    expect_one_result(node, orthanc, film)
+
+
+@pytest.mark.parametrize("role", ["work", "deliver", "listen", "sweep"])
+def test_a_killed_role_starts_again_and_nothing_is_lost(node, orthanc, tmp_path, role):
+    film = Film(tmp_path, 4)
+    killed = node.children()[role]
+    if role == "work":
+        dcmsend(node.port, film.path)
+        wait_until(lambda: state(node, film.uid) == "claimed", poll_s=0, what="the claim")
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: node.children().get(role, killed) != killed, what=f"the new {role}")
+    if role != "work":
+        wait_until(lambda: dcmsend(node.port, film.path)[0] == 0, what="a listener")
+    assert node.await_ended(film.uid).state == "delivered"
+    assert results(orthanc, film.study) == (1, 1)

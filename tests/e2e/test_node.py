@@ -1,0 +1,226 @@
+"""The embedded node as its users meet it."""
+
+import subprocess
+import sys
+
+import pytest
+from pynetdicom import AE
+from sqlalchemy import select
+
+from dicom_node.demo.pacs import OrthancPacs, free_port
+from dicom_node.demo.phantom import phantom_dataset
+from dicom_node.tables import DeliveryTryRow, InstanceRow
+from tests.e2e.harness import Node, dcmsend, destination, results, wait_until
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    ds = phantom_dataset(0, fresh_uids=True)
+    path = tmp_path_factory.mktemp("film") / "film.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    return ds, path
+
+
+def test_a_phantom_comes_back_as_one_report_and_one_heatmap(node, orthanc, film):
+    ds, path = film
+    assert dcmsend(node.port, path)[0] == 0
+    summary = node.await_ended(ds.SOPInstanceUID)
+    assert summary.state == "delivered"
+    assert results(orthanc, ds.StudyInstanceUID) == (1, 1)
+    status = node.status()
+    assert status["invariant_holds"]
+    assert status["deliveries"]["pacs"]["sent"] >= 2
+
+
+def test_an_identical_second_send_makes_no_second_result(node, orthanc, film):
+    ds, path = film
+    before = node.ledger.counts()
+    assert dcmsend(node.port, path)[0] == 0
+    after = node.ledger.counts()
+    assert after["duplicates"] == before["duplicates"] + 1
+    assert after["received"] == before["received"]
+    assert results(orthanc, ds.StudyInstanceUID) == (1, 1)
+
+
+def test_echo_answers(node):
+    done = subprocess.run(["echoscu", "127.0.0.1", str(node.port)], timeout=30, check=False)
+    assert done.returncode == 0
+
+
+def test_a_running_listener_has_no_torch_in_it(node):
+    children = node.children()
+    mapped = {role: open(f"/proc/{pid}/maps").read() for role, pid in children.items()}  # noqa: SIM115, PTH123
+    assert "libtorch" in mapped["work"]
+    for role in ("listen", "deliver", "sweep"):
+        assert "torch" not in mapped[role]
+
+
+def test_a_second_start_beside_a_running_node_is_refused_by_name(node):
+    second = node.run("up")
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "a node already runs on" in second.stderr
+    assert f'"pid": {node.process.pid}' in second.stderr
+
+
+def test_a_taken_port_ends_the_start_with_one_clear_line(node, tmp_path):
+    other = Node(tmp_path / "other")
+    other.config.write_text(other.config.read_text().replace(f"port = {other.port}", f"port = {node.port}"))
+    done = other.run("up")
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{node.port}: Address already in use" in done.stderr
+
+
+def test_a_sop_class_that_is_not_served_is_not_accepted(node):
+    entity = AE()
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.2")  # CT
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.1")
+    association = entity.associate("127.0.0.1", node.port)
+    accepted = {context.abstract_syntax for context in association.accepted_contexts}
+    association.release()
+    assert accepted == {"1.2.840.10008.5.1.4.1.1.1"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("lateral", {"ViewPosition": "LL"}),
+        ("not_chest", {"BodyPartExamined": "HIP"}),
+        ("own_result", {"Manufacturer": "cxr-dicom-node project", "ManufacturerModelName": "cxr-dicom-node"}),
+        ("colour", {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}),
+        ("multi_frame", {"NumberOfFrames": 2}),
+        ("constant", {"constant": True}),
+    ],
+)
+def test_what_is_no_frontal_chest_x_ray_is_declined_with_its_reason(node, orthanc, tmp_path, reason, change):
+    ds = phantom_dataset(1, fresh_uids=True)
+    if change.pop("constant", False):
+        ds.PixelData = bytes(len(ds.PixelData))
+    for keyword, value in change.items():
+        setattr(ds, keyword, value)
+    path = tmp_path / "film.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    assert dcmsend(node.port, path)[0] == 0
+    summary = node.await_ended(ds.SOPInstanceUID)
+    assert (summary.state, summary.reason) == ("declined", reason)
+    with node.database.read() as session:
+        kept = session.scalar(select(InstanceRow.path).filter_by(sop_instance_uid=str(ds.SOPInstanceUID)))
+    assert (kept is None) == (reason != "constant")  # only its pixels could tell, so it was archived first
+    assert results(orthanc, ds.StudyInstanceUID) == (0, 0)
+
+
+def test_broken_pixels_fail_with_the_tag_named_and_the_next_image_is_screened(node, tmp_path):
+    broken = phantom_dataset(2, fresh_uids=True)
+    broken.Rows = 60000
+    broken.Columns = 60000
+    short = phantom_dataset(2, fresh_uids=True)
+    short.PixelData = short.PixelData[:1000]
+    good = phantom_dataset(2, fresh_uids=True)
+    for number, ds in enumerate((broken, short, good)):
+        path = tmp_path / f"{number}.dcm"
+        ds.save_as(path, enforce_file_format=True)
+        assert dcmsend(node.port, path)[0] == 0
+    assert node.await_ended(good.SOPInstanceUID).state == "delivered"
+    told = {}
+    for ds in (broken, short):
+        assert node.await_ended(ds.SOPInstanceUID).state == "failed"
+        told[ds.SOPInstanceUID] = node.log.read_text()
+    assert "(0028,0010)" in told[broken.SOPInstanceUID]
+    assert "(7FE0,0010)" in told[short.SOPInstanceUID].upper()
+
+
+def test_missing_and_illegal_type_2_values_are_screened_emptied_and_noted(node, orthanc, tmp_path):
+    ds = phantom_dataset(3, fresh_uids=True)
+    ds.StudyDate = "2025-01-01"
+    ds.PatientSex = "U"
+    del ds.StudyID
+    path = tmp_path / "film.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    assert dcmsend(node.port, path)[0] == 0
+    assert node.await_ended(ds.SOPInstanceUID).state == "delivered"
+    assert results(orthanc, ds.StudyInstanceUID) == (1, 1)
+    with node.database.read() as session:
+        notes = session.scalar(select(InstanceRow.notes).filter_by(sop_instance_uid=str(ds.SOPInstanceUID)))
+    assert any("StudyDate" in note for note in notes)
+    assert not any("2025-01-01" in note for note in notes)
+
+
+def test_no_patient_data_stands_in_the_log(node):
+    assert "PHANTOM" not in node.log.read_text()
+
+
+def test_a_destination_that_is_down_gets_everything_when_it_is_back(orthanc_program, dcmtk, tmp_path, film):
+    ds, path = film
+    pacs = OrthancPacs(tmp_path / "pacs")
+    node = Node(tmp_path / "node", destination(pacs), retry_base_s=0.2, retry_max_s=0.5)
+    try:
+        node.start()
+        assert dcmsend(node.port, path)[0] == 0
+
+        def tried():
+            with node.database.read() as session:
+                return len(session.scalars(select(DeliveryTryRow)).all()) >= 4
+
+        wait_until(tried, what="two tries of both objects")
+        assert node.ledger.summary(ds.SOPInstanceUID).state == "reported"
+        with pacs:
+            assert node.await_ended(ds.SOPInstanceUID).state == "delivered"
+            assert results(pacs, ds.StudyInstanceUID) == (1, 1)
+    finally:
+        node.stop()
+
+
+def test_a_destination_that_rejects_the_node_stops_the_delivery_and_shows_it(orthanc_program, dcmtk, tmp_path, film):
+    ds, path = film
+    with OrthancPacs(tmp_path / "pacs", extra={"DicomCheckCalledAet": True}) as pacs:
+        node = Node(tmp_path / "node", destination(pacs, ae_title="NOBODY"))
+        try:
+            node.start()
+            assert dcmsend(node.port, path)[0] == 0
+            summary = node.await_ended(ds.SOPInstanceUID)
+            assert (summary.state, summary.reason) == ("failed", "delivery_rejected")
+            assert node.status()["deliveries"] == {"pacs": {"rejected": 2}}
+        finally:
+            node.stop()
+
+
+def test_identity_stays_out_of_the_ledger_where_the_setting_says_so(dcmtk, tmp_path, film):
+    ds, path = film
+    node = Node(tmp_path / "node", store_patient_identity=False)
+    try:
+        node.start()
+        assert dcmsend(node.port, path)[0] == 0
+        assert node.await_ended(ds.SOPInstanceUID).state == "withheld"
+        content = (node.folder / "ledger.sqlite").read_bytes() + (node.folder / "ledger.sqlite-wal").read_bytes()
+        assert b"PHANTOM" not in content
+    finally:
+        node.stop()
+
+
+def test_sigterm_ends_the_node_and_all_its_children(dcmtk, tmp_path):
+    node = Node(tmp_path / "node")
+    node.start()
+    children = node.children()
+    assert set(children) == {"listen", "work", "deliver", "sweep"}
+    node.stop()
+    from tests.e2e.harness import alive
+
+    assert node.process.returncode == 0
+    assert not any(map(alive, children.values()))
+
+
+def test_a_wrong_setting_ends_the_start_with_one_line(tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text("prot = 11112\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dicom_node", "--config", str(config), "up"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        f"dicom-node: unknown setting prot in {config}; the README lists the settings"
+    ]
+    assert free_port()

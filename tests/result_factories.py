@@ -1,0 +1,91 @@
+"""Manifests and predictions as a worker would have them, and sources for results."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dicom_node.bundle import Calibration, Code, Manifest, Member, OperatingPoint, Target, WeightFile
+from dicom_node.domain import MemberMap, Prediction, TargetResult
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WHEN = datetime(2024, 1, 2, 23, 45, 6, 789, tzinfo=UTC)
+COVID = Code(value="840539006", scheme="SCT", meaning="COVID-19")
+PNEUMONIA = Code(value="233604007", scheme="SCT", meaning="Pneumonia")
+
+
+def member(name: str = "zhang", sha: str = "a", **changes: Any) -> Member:
+    """A member whose calibrated output is `p_cls`."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "title": f"{name.capitalize()} 2020, anomaly detection",
+        "version": "1.2.0",
+        "architecture": "Zhang2020",
+        "citation": "arXiv:2003.12338",
+        "weights": (WeightFile(file=f"{name}.safetensors", sha256=sha * 64),),
+        "preprocessing": {"size": 448},
+        "calibration": {name: Calibration(output="p_cls", slope=1.0, intercept=0.0) for name in ("covid", "pneumonia")},
+    }
+    return Member(**fields | changes)
+
+
+def target(name: str = "covid", threshold: float = 0.5, members: Sequence[str] = ("zhang", "basu")) -> Target:
+    """A question with two operating points of which `balanced` is in force."""
+    code = COVID if name == "covid" else PNEUMONIA
+    return Target(
+        name=name,
+        title=code.meaning,
+        code=code,
+        weights=dict.fromkeys(members, 0.5),
+        operating_point="balanced",
+        operating_points={
+            "balanced": OperatingPoint(threshold=threshold, sensitivity=0.9, specificity=0.8),
+            "sensitive": OperatingPoint(threshold=0.1, sensitivity=0.99, specificity=0.4),
+        },
+    )
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Two members, one target."""
+    fields: dict[str, Any] = {
+        "name": "starter",
+        "release": "2024.1",
+        "title": "Starter bundle",
+        "targets": (target(),),
+        "members": (member("zhang", "a"), member("basu", "b")),
+        "training": {},
+    }
+    return Manifest(**fields | changes)
+
+
+def prediction(probability: float = 0.8125, threshold: float = 0.5, **changes: Any) -> Prediction:
+    """An answer to `manifest`, flagged by its own numbers, with a map of each member."""
+    fields: dict[str, Any] = {
+        "bundle": "starter",
+        "release": "2024.1",
+        "operating_point": "balanced",
+        "targets": (TargetResult("covid", probability, threshold, probability >= threshold),),
+        "members": {
+            "basu": {"logit_covid": -1.25},
+            "zhang": {"p_avg": 1.0437219, "p_cls": 0.91234567, "p_ano": 5.8761234},
+        },
+        "maps": (spot(), spot(member="basu", centre=(0.6, 0.4))),
+    }
+    return Prediction(**fields | changes)
+
+
+def spot(
+    member: str = "zhang",
+    centre: tuple[float, float] = (0.55, 0.35),
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+    side: int = 56,
+    radius: float = 0.12,
+) -> MemberMap:
+    """A map with one round hill; `centre` (down, across) and `radius` are fractions of the map."""
+    down, across = np.mgrid[0.5:side, 0.5:side] / side
+    hill = np.exp(-((down - centre[0]) ** 2 + (across - centre[1]) ** 2) / (2 * radius**2))
+    return MemberMap(member, "p_cls", np.rint(hill / hill.max() * 255).astype(np.uint8), box)

@@ -1,0 +1,104 @@
+import math
+
+import numpy as np
+import pytest
+
+from training.metrics import auc, calibration_error, operating_points, proportion
+from training.models.calibration import Platt, fit_platt, sigmoid
+from training.models.combine import combined_probability
+
+
+def drawn(slope: float, intercept: float, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(6)
+    outputs = rng.normal(0.4, 0.6, n)
+    return outputs, rng.random(n) < 1 / (1 + np.exp(-(slope * outputs + intercept)))
+
+
+def test_platt_finds_the_line_that_made_the_labels():
+    found = fit_platt(*drawn(3.0, -1.2))
+    assert found.slope == pytest.approx(3.0, abs=0.15)
+    assert found.intercept == pytest.approx(-1.2, abs=0.1)
+
+
+def test_platt_does_not_depend_on_the_outputs_scale():
+    outputs, positive = drawn(3.0, -1.2, 500)
+    one, other = fit_platt(outputs, positive), fit_platt(1000 * outputs + 7, positive)
+    assert other.logit(1007) == pytest.approx(one.logit(1.0), abs=1e-6)
+
+
+def test_classes_that_do_not_overlap_give_a_finite_line():
+    found = fit_platt(np.array([0.0, 0.1, 0.9, 1.0]), np.array([False, False, True, True]))
+    assert math.isfinite(found.slope)
+    # Platt's targets for two of each class are 1/4 and 3/4.
+    assert 0.2 < sigmoid(found.logit(0.05)) < 0.3
+    assert 0.7 < sigmoid(found.logit(0.95)) < 0.8
+
+
+def test_the_mean_probability_is_the_share_of_positives():
+    outputs, positive = drawn(2.0, -2.0)
+    found = fit_platt(outputs, positive)
+    mean = np.mean([sigmoid(found.logit(x)) for x in outputs.tolist()])
+    assert mean == pytest.approx(positive.mean(), abs=1e-3)
+
+
+def test_one_class_alone_cannot_calibrate():
+    with pytest.raises(ValueError, match="both classes"):
+        fit_platt(np.array([0.1, 0.2]), np.array([True, True]))
+
+
+@pytest.mark.parametrize("logit", [-800.0, -3.0, 0.0, 3.0, 800.0])
+def test_the_sigmoid_never_overflows(logit):
+    assert 0 <= sigmoid(logit) <= 1
+    assert sigmoid(logit) + sigmoid(-logit) == pytest.approx(1)
+
+
+def test_members_are_combined_in_logits_by_their_weights():
+    logits = {"a": 2.0, "b": -1.0, "without a say": 90.0}
+    assert combined_probability(logits, {"a": 3, "b": 1}) == pytest.approx(sigmoid((3 * 2 - 1) / 4))
+    assert combined_probability(logits, {"a": 1.0}) == sigmoid(2.0)
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": 2.0, "b": -1.0}])
+def test_weights_without_a_positive_sum_are_refused(weights):
+    with pytest.raises(ValueError, match="weights"):
+        combined_probability({"a": 1.0, "b": 1.0}, weights)
+
+
+def test_platt_is_a_straight_line():
+    assert Platt(2.0, -1.0).logit(0.75) == 0.5
+
+
+def test_operating_points_keep_what_they_promise():
+    probability = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    positive = np.array([False, False, True, False, True, False, True, True])
+    points = operating_points(probability, positive, 0.95)
+    assert points["high-sensitivity"] == {"threshold": pytest.approx(0.25), "sensitivity": 1.0, "specificity": 0.5}
+    assert points["balanced"]["sensitivity"] + points["balanced"]["specificity"] == 1.5
+
+
+def test_98_of_100_means_93_to_99_8_percent():
+    found = proportion(98, 100)
+    assert found is not None
+    assert (round(found["low"], 3), round(found["high"], 3)) == (0.930, 0.998)
+    assert proportion(0, 0) is None
+
+
+def test_the_auc_of_one_class_is_none():
+    assert auc(np.array([0.1, 0.2]), np.array([True, True]), ["a", "b"]) is None
+
+
+def test_copies_of_an_image_of_the_same_patient_do_not_narrow_the_interval_of_the_auc():
+    rng = np.random.default_rng(7)
+    positive = np.arange(60) % 2 == 0
+    scores = rng.normal(positive, 1.5)
+    alone = auc(scores, positive, [str(i) for i in range(60)])
+    grouped = auc(np.repeat(scores, 4), np.repeat(positive, 4), [str(i // 4) for i in range(240)])
+    assert alone is not None
+    assert grouped is not None
+    assert grouped["value"] == pytest.approx(alone["value"])
+    assert grouped["high"] - grouped["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.15)
+
+
+def test_a_perfect_forecast_has_no_calibration_error():
+    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == {"brier": 0.0, "ece": 0.0}
+    assert calibration_error(np.full(4, 0.5), np.array([True, True, True, False]))["ece"] == pytest.approx(0.25)

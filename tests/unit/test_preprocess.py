@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+
+from training.models.preprocess import Preprocess, standardise
+
+TRANSFORM = Preprocess(resize=220, crop=192)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(5).random((height, width), dtype=np.float32)
+
+
+def test_the_input_has_zero_mean_and_unit_deviation():
+    given = TRANSFORM(noise(301, 470))
+    assert given.shape == (1, 192, 192)
+    assert given.dtype == torch.float32
+    assert given.mean().item() == pytest.approx(0, abs=1e-5)
+    assert given.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("grey", [0.0, 0.3, 1.0])
+def test_a_picture_of_one_grey_becomes_zeros(grey):
+    assert TRANSFORM(np.full((100, 80), grey, dtype=np.float32)).abs().max() < 1e-3
+
+
+def test_the_same_image_gives_the_same_bits_and_is_left_as_it_was():
+    image = noise(256, 200)
+    image.setflags(write=False)
+    before = image.copy()
+    assert torch.equal(TRANSFORM(image), TRANSFORM(image))
+    assert np.array_equal(image, before)
+
+
+def test_an_image_seen_through_a_view_gives_the_same_bits():
+    image = noise(256, 200)
+    assert torch.equal(TRANSFORM(image[::-1, ::-1]), TRANSFORM(image[::-1, ::-1].copy()))
+
+
+def test_brightness_and_contrast_do_not_matter():
+    image = noise(220, 220) / 2
+    assert torch.allclose(TRANSFORM(image), TRANSFORM(image * 0.5 + 0.3), atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(440, 440), (1000, 300), (333, 777)])
+def test_the_box_says_where_in_the_source_an_input_pixel_lies(height, width):
+    row, column = round(0.37 * height), round(0.71 * width)
+    image = np.zeros((height, width), dtype=np.float32)
+    size = max(height, width) // 40
+    image[row - size : row + size, column - size : column + size] = 1
+    weight = TRANSFORM(image)[0]
+    weight = (weight - weight.min()).double()
+    weight[weight < weight.max() / 2] = 0
+    place = (torch.arange(192) + 0.5) / 192
+    top, left, box_height, box_width = TRANSFORM.box
+    found_row = top + box_height * float((weight.sum(1) * place).sum() / weight.sum())
+    found_column = left + box_width * float((weight.sum(0) * place).sum() / weight.sum())
+    assert found_row == pytest.approx(row / height, abs=0.5 / 192)
+    assert found_column == pytest.approx(column / width, abs=0.5 / 192)
+
+
+def test_a_stripe_pattern_finer_than_the_input_is_averaged_away():
+    image = np.tile(np.array([0, 1], dtype=np.float32), (880, 440))
+    image[:, :440] *= 0.5
+    given = TRANSFORM(image)[0]
+    assert given[:, :90].std() < 0.05  # aliasing would leave stripes
+
+
+def test_the_manifest_describes_it_and_nothing_else():
+    assert Preprocess.from_manifest(TRANSFORM.to_manifest()) == TRANSFORM
+    with pytest.raises(ValueError, match="not known"):
+        Preprocess.from_manifest(TRANSFORM.to_manifest() | {"equalise": 1})
+    with pytest.raises(ValueError, match="not known"):
+        Preprocess.from_manifest(TRANSFORM.to_manifest() | {"interpolation": "nearest"})
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(220, 0), (192, 220), (220, 191)])
+def test_a_crop_that_is_not_centred_on_pixels_is_refused(resize, crop):
+    with pytest.raises(ValueError, match="crop"):
+        Preprocess(resize, crop)
+
+
+def test_a_batch_is_standardised_image_by_image():
+    batch = torch.from_numpy(noise(64, 64)).repeat(2, 1, 1, 1)
+    batch[1] *= 0.1
+    assert torch.allclose(standardise(batch)[0], standardise(batch)[1], atol=1e-4)

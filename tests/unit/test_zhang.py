@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from training.models.explain import grad_cam, to_eight_bits
+from training.models.zhang import (
+    MARGIN,
+    MU_R,
+    SIGMA_R,
+    Scores,
+    Zhang2020,
+    classification_loss,
+    deviation_loss,
+    named_scores,
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    return Zhang2020().eval()
+
+
+def test_the_network_has_the_papers_parameters(network):
+    assert sum(parameter.numel() for parameter in network.parameters()) == 15_998_930
+    assert sum(parameter.numel() for parameter in network.trunk.parameters()) == 11_176_512
+
+
+def test_both_heads_have_the_same_form(network):
+    assert repr(network.heads["classification"]) == repr(network.heads["anomaly"])
+
+
+def test_it_gives_two_scores_per_image_and_the_last_feature_map(network):
+    scores, intermediates = network(torch.zeros(2, 1, 96, 64))
+    assert scores.classification.shape == scores.anomaly.shape == (2,)
+    assert intermediates["features"].shape == (2, 512, 3, 2)
+
+
+def test_a_grey_image_is_the_same_as_its_three_channels(network):
+    grey = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(network(grey)[0].anomaly, network(grey.repeat(1, 3, 1, 1))[0].anomaly)
+
+
+def test_the_classification_loss_has_its_minus():
+    # p = 1/2 for y = 1 costs ln 2; p = 3/4 for y = 0 costs ln 4.
+    loss = classification_loss(torch.tensor([0.0, math.log(3)]), torch.tensor([1.0, 0.0]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2, rel=1e-6)
+
+
+def test_the_deviation_loss_is_that_of_eq_2():
+    # Deviations: 2 of a negative costs 2, -2 costs 2 too; 1 of a positive costs 5 - 1, 6 of a positive nothing.
+    anomaly = MU_R + SIGMA_R * torch.tensor([2.0, -2.0, 1.0, 6.0])
+    loss = deviation_loss(anomaly, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert loss.item() == pytest.approx((2 + 2 + 4 + 0) / 4, rel=1e-6)
+
+
+def test_the_reference_scores_are_drawn_once_from_a_standard_normal():
+    assert MU_R == pytest.approx(0, abs=4 / math.sqrt(5000))
+    assert SIGMA_R == pytest.approx(1, abs=0.05)
+    again = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(again.mean()) == MU_R
+
+
+def test_p_avg_is_the_mean_of_p_cls_and_the_anomaly_score_by_the_margin():
+    scores = named_scores(Scores(torch.tensor([0.0]), torch.tensor([2 * MARGIN])))
+    assert scores["p_cls"].item() == 0.5
+    assert scores["p_ano"].item() == 10
+    assert scores["p_avg"].item() == 1.25  # not confined to [0, 1]
+
+
+def test_grad_cam_finds_the_place_that_raises_the_output():
+    features = torch.rand(1, 4, 6, 6, generator=torch.Generator().manual_seed(3))
+    features[0, 2, 1, 4] = 50.0
+    heatmap = grad_cam(features, lambda x: x[:, 2].mean(dim=(1, 2)))
+    assert divmod(int(heatmap[0].argmax()), 6) == (1, 4)
+    large = to_eight_bits(heatmap[0], 192)
+    row, column = divmod(int(large.argmax()), 192)
+    assert large.max() == 255
+    assert (row // 32, column // 32) == (1, 4)
+
+
+def test_grad_cam_is_black_where_nothing_speaks_for_the_output():
+    heatmap = grad_cam(torch.ones(1, 4, 6, 6), lambda x: -x.mean(dim=(1, 2, 3)))
+    assert not to_eight_bits(heatmap[0], 12).any()
+
+
+def test_grad_cam_needs_no_gradients_of_the_trunk(network):
+    with torch.no_grad():
+        features = network.embed(torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(4)))
+        heatmap = grad_cam(features, network.heads["anomaly"])
+    assert heatmap.shape == (1, 2, 2)
+    assert not heatmap.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())
