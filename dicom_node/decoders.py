@@ -181,8 +181,8 @@ def _frame(data: bytes) -> bytes:
 # libjpeg-turbo 3 reads every process of ISO 10918-1 that DICOM knows: 8 and 12 bits, and lossless to 16.
 _JPEG = _codestream(imagecodecs.jpeg8_decode, _jpeg_header)
 _JPEG_LS = _codestream(imagecodecs.jpegls_decode, _jpeg_header)
+# OpenJPEG reads high-throughput codestreams too, and unlike OpenJPH it refuses one that is cut off.
 _JPEG_2000 = _codestream(imagecodecs.jpeg2k_decode, _jpeg2000_header)
-_HTJ2K = _codestream(imagecodecs.htj2k_decode, _jpeg2000_header)
 
 # Not here on purpose: deflated (a megabyte inflates to gigabytes while the header is read) and big endian (retired).
 _DECODERS: dict[str, Callable[[bytes, Layout], Samples]] = {
@@ -197,9 +197,9 @@ _DECODERS: dict[str, Callable[[bytes, Layout], Samples]] = {
     uid.JPEGLSNearLossless: _JPEG_LS,
     uid.JPEG2000Lossless: _JPEG_2000,
     uid.JPEG2000: _JPEG_2000,
-    uid.HTJ2KLossless: _HTJ2K,
-    uid.HTJ2KLosslessRPCL: _HTJ2K,
-    uid.HTJ2K: _HTJ2K,
+    uid.HTJ2KLossless: _JPEG_2000,
+    uid.HTJ2KLosslessRPCL: _JPEG_2000,
+    uid.HTJ2K: _JPEG_2000,
 }
 
 TRANSFER_SYNTAXES: tuple[str, ...] = tuple(str(syntax) for syntax in _DECODERS)

@@ -150,7 +150,8 @@ def full_range(values: Table, counts: NDArray[np.int64]) -> Table:
     if not high > low:  # nearly constant: a few pixels differ
         used = values[counts > 0]
         low, high = used.min(), used.max()
-    return np.clip((values - low) / (high - low), 0, 1)
+    shown: Table = np.clip((values - low) / (high - low), 0, 1)
+    return shown
 
 
 def _look_up(item: Dataset, values: Table) -> tuple[Table, float] | None:

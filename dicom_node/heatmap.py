@@ -7,6 +7,7 @@ drawn: the archive shows that itself, and Burned In Annotation (0028,0301) stays
 from __future__ import annotations
 
 import warnings
+from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ CAPTION = (
 SERIES_NUMBER = 9001
 SERIES_DESCRIPTION = "AI heatmap - RESEARCH, NOT FOR DIAGNOSTIC USE"
 
+LONGEST_TITLE = 120  # of a question, in characters
 OPACITY = 0.6  # of the overlay at full activation: the X-ray stays legible below
 CONTOUR_AT = 0.5  # of the maximum
 
@@ -225,7 +227,7 @@ def _answer(result: TargetResult, title: str, unit: int, width: int) -> list[Lin
     numbers = f"Probability {result.probability:.{digits}f}, threshold {result.threshold:.{digits}f}"
     colour = _FLAGGED if result.flagged else _NOT_FLAGGED
     return [
-        *_wrapped(title, unit * 5 // 4, _TEXT, width),
+        *_wrapped(title[:LONGEST_TITLE], unit * 5 // 4, _TEXT, width),
         Line("FLAGGED" if result.flagged else "NOT FLAGGED", unit, colour, chip=True),
         *_wrapped(numbers, unit, _TEXT, width),
     ]
@@ -240,9 +242,11 @@ def _wrapped(text: str, size: int, colour: Colour, width: int) -> list[Line]:
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined
             continue
-        lines.append(word)
-        while len(lines[-1]) > 1 and font.getlength(lines[-1]) > width:
-            lines[-1] = f"{lines[-1][:-2]}\u2026"
+        if font.getlength(word) > width:
+            fitting = bisect(range(1, len(word)), width, key=lambda kept: font.getlength(f"{word[:kept]}\u2026"))
+            lines.append(f"{word[:fitting]}\u2026")
+        else:
+            lines.append(word)
     return [Line(line, size, colour) for line in lines]
 
 

@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any
 
 from pydicom.charset import convert_encodings, default_encoding, python_encoding
-from pydicom.config import RAISE
+from pydicom.config import RAISE, disable_value_validation
 from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
@@ -169,8 +169,8 @@ def normalise(header: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     notes: list[str] = []
     normal = Dataset()
     normal.SpecificCharacterSet = CHARACTER_SET
-    # pydicom reports what it cannot decode as warnings; here they become notes.
-    with warnings.catch_warnings():
+    # pydicom reports what it cannot decode as warnings, and logs illegal values with the value; here they become notes.
+    with warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         encodings = _encodings(header, notes)
         source = Dataset()

@@ -62,7 +62,7 @@ def render(ds: Dataset, *, max_pixels: int) -> NDArray[np.float32]:
 
 
 def _render(ds: Dataset, max_pixels: int) -> NDArray[np.float32]:
-    inverse = _is_inverse(ds)
+    photometric = _monochrome(ds)
     layout = _layout(ds, max_pixels)
     data = ds.get("PixelData")
     if not isinstance(data, bytes) or not data:
@@ -87,24 +87,16 @@ def _render(ds: Dataset, max_pixels: int) -> NDArray[np.float32]:
     if table is None:
         is_picture = layout.bits_stored == 8 and not layout.signed and not grayscale.has_modality_transformation(ds)
         table = values / 255 if is_picture else grayscale.full_range(values, counts)
-    if inverse:
+    # Presentation LUT Shape INVERSE says the same as MONOCHROME1 (PS3.3 C.8.11.3.1.2 demands both): one inversion.
+    if photometric == "MONOCHROME1" or _word(ds, "PresentationLUTShape") == "INVERSE":
         table = 1 - table
     table[padding] = 0
     return np.take(table.astype(np.float32), cells)
 
 
-def _is_inverse(ds: Dataset) -> bool:
-    """Whether high values are shown dark.
-
-    MONOCHROME1 and Presentation LUT Shape INVERSE say the same thing of one image (PS3.3 C.8.11.3.1.2 demands the
-    second with the first), so both together invert once.
-
-    Raises
-    ------
-    DeclinedByPixelsError
-        Colour, or more than one frame.
-    """
-    photometric = str(ds.get("PhotometricInterpretation") or "").strip().upper()
+def _monochrome(ds: Dataset) -> str:
+    """Photometric Interpretation of an image of one sample per pixel and one frame; anything else is declined."""
+    photometric = _word(ds, "PhotometricInterpretation")
     if not photometric:
         raise PixelError("pixels_unsupported", f"{element('PhotometricInterpretation')} is missing")
     samples = integer(ds, "SamplesPerPixel", 1)
@@ -116,8 +108,11 @@ def _is_inverse(ds: Dataset) -> bool:
     frames = integer(ds, "NumberOfFrames", 1)
     if frames > 1:
         raise DeclinedByPixelsError(DeclineReason.MULTI_FRAME, f"{element('NumberOfFrames')} is {frames}")
-    shape = str(ds.get("PresentationLUTShape") or "").strip().upper()
-    return photometric == "MONOCHROME1" or shape == "INVERSE"
+    return photometric
+
+
+def _word(ds: Dataset, keyword: str) -> str:
+    return str(ds.get(keyword) or "").strip().upper()
 
 
 def _layout(ds: Dataset, max_pixels: int) -> Layout:

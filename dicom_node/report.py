@@ -14,6 +14,7 @@ import hashlib
 import math
 import re
 import warnings
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -431,7 +432,8 @@ def seal(result: Dataset, source: Dataset, when: datetime, contributors: list[Co
 
     highdicom names itself as processing equipment too; AIR's readers would take it for an algorithm.
     """
-    result.copy_patient_and_study_information(source)  # highdicom.SOPClass
+    # A copy, for highdicom shares the elements: a change to one result would be one to the other and to the source.
+    result.copy_patient_and_study_information(deepcopy(source))
     local = local_time(source, when)
     result.add_new("InstanceCreationDate", "DA", local.strftime("%Y%m%d"))
     result.add_new("InstanceCreationTime", "TM", local.strftime("%H%M%S"))

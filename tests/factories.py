@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ ROOT = "1.2.826.0.1.3680043.10.543"  # of test objects only
 
 
 def chest_pixels(rows: int = 96, columns: int = 80, bits: int = 12) -> NDArray[np.uint16]:
-    """A body, two dark lungs, a bright spine and heart, with noise: stored values of MONOCHROME2 over most of `bits`."""
+    """A body, two dark lungs, a bright spine and heart, with noise: MONOCHROME2 values over most of `bits`."""
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     image = 0.15 + 0.55 * (x**2 / 0.9 + y**2 / 1.4 < 1)
     for side in (-0.45, 0.45):
@@ -55,7 +56,7 @@ def chest_dataset(pixels: NDArray[Any] | None = None, **overrides: Any) -> Datas
     ds.PhotometricInterpretation = "MONOCHROME2"
     ds.Rows, ds.Columns = cells.shape
     ds.BitsAllocated = cells.dtype.itemsize * 8
-    ds.BitsStored = overrides.get("BitsStored", 12 if ds.BitsAllocated == 16 else 8)
+    ds.BitsStored = overrides.get("BitsStored") or min(12, ds.BitsAllocated)
     ds.HighBit = ds.BitsStored - 1
     ds.PixelRepresentation = int(cells.dtype.kind == "i")
     data = cells.astype(cells.dtype.newbyteorder("<")).tobytes()
@@ -63,11 +64,13 @@ def chest_dataset(pixels: NDArray[Any] | None = None, **overrides: Any) -> Datas
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = overrides.pop("TransferSyntaxUID", uid.ExplicitVRLittleEndian)
-    for keyword, value in overrides.items():
-        if value is None:
-            delattr(ds, keyword)
-        else:
-            setattr(ds, keyword, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an illegal value is meant
+        for keyword, value in overrides.items():
+            if value is None:
+                ds.pop(keyword, None)
+            else:
+                setattr(ds, keyword, value)
     ds.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID", uid.ComputedRadiographyImageStorage)
     return ds
 

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from highdicom.sr import MeasurementReport
+from pydicom import dcmread, dcmwrite
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import UID, Comprehensive3DSRStorage
 
-from dicom_node.bundle import Calibration, Code, Manifest, Member, OperatingPoint, Target, WeightFile
+from dicom_node import bundle
+from dicom_node.bundle import Calibration, Manifest, Member, OperatingPoint, Target, WeightFile
 from dicom_node.domain import MemberMap, Prediction, TargetResult
+from dicom_node.heatmap import build_heatmap
+from dicom_node.normalise import normalise
+from dicom_node.report import build_report
+from tests.factories import chest_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+    from pydicom.dataset import Dataset
+
 WHEN = datetime(2024, 1, 2, 23, 45, 6, 789, tzinfo=UTC)
-COVID = Code(value="840539006", scheme="SCT", meaning="COVID-19")
-PNEUMONIA = Code(value="233604007", scheme="SCT", meaning="Pneumonia")
+COVID = bundle.Code(value="840539006", scheme="SCT", meaning="COVID-19")
+PNEUMONIA = bundle.Code(value="233604007", scheme="SCT", meaning="Pneumonia")
 
 
-def member(name: str = "zhang", sha: str = "a", **changes: Any) -> Member:
+def member(called: str = "zhang", sha: str = "a", **changes: Any) -> Member:
     """A member whose calibrated output is `p_cls`."""
     fields: dict[str, Any] = {
-        "name": name,
-        "title": f"{name.capitalize()} 2020, anomaly detection",
+        "name": called,
+        "title": f"{called.capitalize()} 2020, anomaly detection",
         "version": "1.2.0",
         "architecture": "Zhang2020",
         "citation": "arXiv:2003.12338",
-        "weights": (WeightFile(file=f"{name}.safetensors", sha256=sha * 64),),
+        "weights": (WeightFile(file=f"{called}.safetensors", sha256=sha * 64),),
         "preprocessing": {"size": 448},
         "calibration": {name: Calibration(output="p_cls", slope=1.0, intercept=0.0) for name in ("covid", "pneumonia")},
     }
@@ -89,3 +103,55 @@ def spot(
     down, across = np.mgrid[0.5:side, 0.5:side] / side
     hill = np.exp(-((down - centre[0]) ** 2 + (across - centre[1]) ** 2) / (2 * radius**2))
     return MemberMap(member, "p_cls", np.rint(hill / hill.max() * 255).astype(np.uint8), box)
+
+
+def stored(ds: Dataset) -> Dataset:
+    """`ds` as it is read back from a file: undecoded, in its own character set; no pixel data."""
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    buffer.seek(0)
+    return dcmread(buffer, stop_before_pixels=True)
+
+
+def xray(rows: int = 96, columns: int = 80) -> NDArray[np.float32]:
+    """A phantom chest as `dicom_node.pixels` renders it."""
+    return (chest_pixels(rows, columns) / 4095).astype(np.float32)
+
+
+def results(
+    source: Dataset,
+    answer: Prediction | None = None,
+    made_by: Manifest | None = None,
+    *,
+    size: int = 256,
+    sop_class: UID = Comprehensive3DSRStorage,
+    node_ae_title: str = "CXRSCREEN",
+) -> tuple[Dataset, Dataset]:
+    """Heatmap and report of a source header, which is normalised first."""
+    header, _ = normalise(source)
+    answer, made_by = answer or prediction(), made_by or manifest()
+    heatmap = build_heatmap(header, xray(header.Rows, header.Columns), answer, made_by, when=WHEN, size=size)
+    report = build_report(header, heatmap, answer, made_by, when=WHEN, node_ae_title=node_ae_title, sop_class=sop_class)
+    return heatmap, report
+
+
+def read_result(report: Dataset) -> dict[str, Any]:
+    """What a machine makes of a report: answers by target code, outputs by member."""
+    root = MeasurementReport.from_sequence([report])
+    answers: dict[str, Any] = {}
+    outputs: dict[str, dict[str, float]] = {}
+    for group in root.get_image_measurement_groups():
+        numbers = {number.name: number.value for number in group.get_measurements()}
+        asked = group.get_qualitative_evaluations()
+        if asked:
+            answers[asked[0].name.value] = {
+                "flagged": asked[0].value == codes.SCT.Positive,
+                "probability": numbers[codes.DCM.Probability],
+                "threshold": numbers[Code("122411", "DCM", "Threshold Value")],
+            }
+            continue
+        (name,) = (item.value for item in group[0].ContentSequence if item.name == codes.DCM.AlgorithmName)
+        outputs[name] = {
+            "p_cls" if concept == codes.DCM.Probability else concept.value: value for concept, value in numbers.items()
+        }
+    return {"answers": answers, "outputs": outputs}

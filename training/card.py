@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,23 +28,26 @@ def model_card(manifest: dict[str, Any], result: dict[str, Any], train: Sequence
     recipe, fitted = record["recipe"], record["calibration"]
     prevalence = fitted["positives"] / fitted["images"]
     points = manifest["targets"][0]["operating_points"]
-    return f"""# Model card: {manifest["name"]} {manifest["release"]}
+    return _wrapped(f"""# Model card: {manifest["name"]} {manifest["release"]}
 
 Written by `python -m training evaluate`; every figure is that of the shipped, rounded weights unless it says
 otherwise, and stands in `evaluation.json` too.
 
 ## What it is
-{member["title"]} ({member["citation"]}), {member["version"]}. One image in; out come the two heads' scores `p_cls` and
+
+{member["title"]} ({member["citation"]}), {member["version"]}. From one image come the two heads' scores `p_cls` and
 `p_ano`, the paper's `p_avg = (p_cls + p_ano / 5) / 2`, a calibrated probability, and a Grad-CAM of each head.
 Input: {recipe["crop"]} pixels from the centre of {recipe["resize"]}; the outer {_percent(_margin(recipe))} of the image
 on each side is not looked at.
 
 ## What it is for, and what not
+
 For research, and for trying out the node it comes with. **It is not a medical device**, no doctor has tested it, and
 no decision about a patient may rest on it. Frontal chest X-rays of adults only. It was not made for children, lateral
 views, or images of anything else, and it answers them all the same.
 
 ## What the figures are worth
+
 - The class nearly equals the source: COVID-19 is cohen and hannover, everything normal is nih or kermany. A network
   can score high by telling the sources apart (DeGrave et al., Nature Machine Intelligence 2021). On this collection a
   random forest that saw only an 8-pixel frame of a thumbnail, and so no lung, reached an AUC of 0.99 against kermany
@@ -59,33 +63,40 @@ views, or images of anything else, and it answers them all the same.
   Poor figures are given as they are.
 
 ## Figures
+
 Two thresholds on the calibrated probability, fixed before `val` was scored: `balanced` (the default) has the largest
 sum of sensitivity and specificity, {points["balanced"]["threshold"]:.4f}; `high-sensitivity` has an out-of-fold
 sensitivity of at least 95 %, {points["high-sensitivity"]["threshold"]:.4f}.
 
 ### val: other patients of the same sources, scored once
+
 {_table(result["val"])}
 ### external: a source never trained on
+
 {_table(result["external"])}
 ### Out of fold: the training images, each scored by a network that never saw its patient
+
 These networks have two thirds of the training images each; calibration and thresholds were fitted on the `adults` row,
-so its figures flatter a little. All of `cohen` is here, so this is the least uncertain answer to the honest question.
+so its figures flatter a little. Most negatives of `cohen` are here, so its row is the least uncertain answer to the
+honest question.
 
 {_table(result["out_of_fold"])}
 ### AUC of each score
+
 {_scores_table(result)}
 The paper reports 0.9518 for `p_avg` on other images, between two sources: 100 of COVID-19 (cohen) and 1,431 of other
 pneumonia (nih).
 
 ## What the probability means
+
 The sigmoid of a straight line in `p_avg` (Platt scaling), fitted on the out-of-fold scores of the
 {fitted["images"]:,} adult training images, {_percent(prevalence)} of them COVID-19. It is the share of COVID-19 among
 images like those; where COVID-19 is rarer, as nearly everywhere, the true share is lower. On `val` the expected
-calibration error is {result["val"]["adults"]["calibration"]["ece"]:.3f} (Brier {result["val"]["adults"]["calibration"]["brier"]:.3f}) on the
-adults and {result["val"]["pooled"]["calibration"]["ece"]:.3f} (Brier
-{result["val"]["pooled"]["calibration"]["brier"]:.3f}) pooled.
+calibration error is {_calibration(result["val"]["adults"])} on the adults and
+{_calibration(result["val"]["pooled"])} pooled.
 
 ## Training images and their licences
+
 {len(train):,} frontal images of {len({p.patient_id for p in train}):,} patients; lateral views and CT slices were left
 out. No image is part of this bundle.
 
@@ -94,6 +105,7 @@ Several are for non-commercial use only and some allow no derivatives; whether w
 settled, and the careful reading is taken: see `LICENSE-WEIGHTS.md`.
 
 ## How it was trained
+
 `{record["command"]}`: {recipe["epochs"]} epochs of {recipe["images_per_epoch"]:,} images, batch {recipe["batch"]},
 AdamW at {recipe["learning_rate"]:g} with cosine decay, seed {recipe["seed"]}; {recipe["folds"]} trainings on folds
 grouped by patient, then one on all of `train`, whose {record["seconds_of_the_final_training"] / 60:.0f} minutes on
@@ -101,8 +113,25 @@ grouped by patient, then one on all of `train`, whose {record["seconds_of_the_fi
 {", ".join(f"{name} {_percent(share)}" for name, share in recipe["shares"].items())}.
 
 Where this differs from the paper:
+
 {_list(record["differences_from_the_paper"])}
-"""
+""")
+
+
+def _wrapped(markdown: str) -> str:
+    """The same Markdown with paragraphs and list items filled to 120 columns."""
+    lines: list[str] = []
+    for line in markdown.splitlines():
+        goes_on = line and lines and lines[-1] and not line.startswith(("#", "|", "- "))
+        if goes_on and not lines[-1].startswith(("#", "|")):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    filled = [
+        line if line.startswith("|") else textwrap.fill(line, 120, subsequent_indent="  " * line.startswith("- "))
+        for line in lines
+    ]
+    return "\n".join(filled) + "\n"
 
 
 def _margin(recipe: dict[str, Any]) -> float:
@@ -111,6 +140,10 @@ def _margin(recipe: dict[str, Any]) -> float:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
+
+
+def _calibration(found: dict[str, Any]) -> str:
+    return f"{found['calibration']['ece']:.3f} (Brier score {found['calibration']['brier']:.3f})"
 
 
 def _list(lines: Iterable[str]) -> str:

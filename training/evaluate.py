@@ -46,6 +46,7 @@ def evaluate(data: Path, workdir: Path, folder: Path) -> dict[str, Any]:
         },
     }
     train, val, external = (read_index(data, split) for split in ("train", "val", "external"))
+    external = tuple(picture for picture in external if picture.positive)  # a handful of others: no specificity
     result["out_of_fold"] = _figures(train, [out_of_fold[picture.image_id] for picture in train], manifest)
     result["val"] = _figures(val, score(network, transform, val), manifest)
     result["external"] = _figures(external, score(network, transform, external), manifest)

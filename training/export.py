@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import platform
 from collections import Counter
 from dataclasses import asdict
@@ -94,7 +95,7 @@ def export(data: Path, workdir: Path, folder: Path, *, name: str, release: str, 
                 "images": len(fitted),
                 "positives": int(positive.sum()),
             },
-            "hardware": f"CPU, {torch.get_num_threads()} threads, forward pass in bfloat16",
+            "hardware": f"{os.cpu_count()} CPU cores, forward pass in bfloat16",
             "seconds_of_the_final_training": round(state["seconds"]),
             "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
         },

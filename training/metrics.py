@@ -25,7 +25,7 @@ def proportion(hits: int, n: int) -> dict[str, Any] | None:
 
 
 def auc(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], patients: Sequence[str], seed: int = 0
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], patients: Sequence[str], resamples: int = RESAMPLES
 ) -> dict[str, float] | None:
     """Area under the ROC curve with a percentile bootstrap over patients; None where one class is missing.
 
@@ -35,9 +35,9 @@ def auc(
     if positive.all() or not positive.any():
         return None
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     values = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         weight = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[owner]
         if weight[positive].any() and weight[~positive].any():
             values.append(roc_auc_score(positive, scores, sample_weight=weight))

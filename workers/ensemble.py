@@ -127,6 +127,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise BundleError(f"device {name!r} is not known; use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise BundleError(f"device {name!r} is not supported; use cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BundleError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device

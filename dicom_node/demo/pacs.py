@@ -3,13 +3,14 @@
 Both are started and stopped alike and are known by `ae_title`, `host`, `port`, `folder` and `name`. Neither is made
 for patients. Orthanc 1.10 cannot bind its ports to one address: it takes C-ECHO and C-STORE from anywhere that
 reaches this machine, allows queries and retrieval to the given peers at their own address only, and answers HTTP
-from other machines with 403.
+from other machines with 401.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -194,7 +195,7 @@ class OrthancPacs:
             "OverwriteInstances": False,
             "HttpServerEnabled": True,
             "HttpPort": self.http_port,
-            "RemoteAccessAllowed": False,  # 403 to anybody but the loopback
+            "RemoteAccessAllowed": False,  # 401 to anybody but the loopback
         }
         return ours | self._extra
 
@@ -254,12 +255,27 @@ class OrthancPacs:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise PacsError(f"Orthanc ended with status {process.returncode}. {self._end_of_log()}")
-            if _answers_echo(self.host, self.port, self.ae_title):
+            if self._web_server_is_up() and _answers_echo(self.host, self.port, self.ae_title):
                 return
             time.sleep(0.05)
         raise PacsError(
             f"Orthanc does not answer C-ECHO on port {self.port} after {READY_TIMEOUT_S:.0f} s. {self._end_of_log()}"
         )
+
+    def _web_server_is_up(self) -> bool:
+        """Whether Orthanc's last step of starting is done; another program on its HTTP port does not count."""
+        if not self.configuration()["HttpServerEnabled"]:
+            return True
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=1)
+        try:
+            connection.request("GET", "/system")
+            answer = connection.getresponse()
+            system = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        finally:
+            connection.close()
+        return isinstance(system, dict) and system.get("DicomPort") == self.port
 
     def _end_of_log(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
@@ -401,6 +417,8 @@ def _answers_echo(host: str, port: int, ae_title: str) -> bool:
     ae.add_requested_context(Verification)
     association = ae.associate(host, port, ae_title=ae_title)
     if not association.is_established:
+        if association.dul.socket is not None:
+            association.dul.socket.close()  # pynetdicom leaves it open where the peer goes away meanwhile
         return False
     status = association.send_c_echo()
     association.release()

@@ -6,7 +6,9 @@ Every test kills the whole node at its point, starts it again and asks a real Or
 import contextlib
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -68,21 +70,49 @@ def expect_one_result(node, pacs, film):
     assert node.status()["invariant_holds"]
 
 
+@contextlib.contextmanager
+def narrow_pipe(port, limit):
+    """A way to the port that lets `limit` bytes through and then holds the rest back; gives its own port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        passed = threading.Event()
+
+        def carry():
+            with (
+                contextlib.suppress(OSError),
+                server.accept()[0] as near,
+                socket.create_connection(("127.0.0.1", port)) as far,
+            ):
+                back = threading.Thread(target=answer, args=(far, near), daemon=True)
+                back.start()
+                left = limit
+                while left and (part := near.recv(min(left, 65536))):
+                    far.sendall(part)
+                    left -= len(part)
+                passed.set()
+                back.join()
+
+        def answer(far, near):
+            with contextlib.suppress(OSError):
+                while part := far.recv(65536):
+                    near.sendall(part)
+
+        carrier = threading.Thread(target=carry, daemon=True)
+        carrier.start()
+        yield server.getsockname()[1], passed
+        carrier.join(10)
+
+
 def test_killed_while_bytes_arrive(node, orthanc, tmp_path):
     """Receive | admit: part of the object is in the listener's memory, nothing in archive or ledger."""
     film = Film(tmp_path, 1, large=True)
-    listener = node.children()["listen"]
-    read = lambda: int(open(f"/proc/{listener}/io").read().split()[1])  # noqa: E731, PTH123, SIM115
-    before, files = read(), stored_files(node)
-    sender = subprocess.Popen(["dcmsend", "127.0.0.1", str(node.port), str(film.path)])
-    wait_until(lambda: read() - before > 200_000, poll_s=0, what="the first bytes")
-    with stopped(sender.pid):
-        time.sleep(0.3)
-        assert read() - before < film.path.stat().st_size
+    files = stored_files(node)
+    with narrow_pipe(node.port, film.path.stat().st_size // 2) as (port, passed):
+        sender = subprocess.Popen(["dcmsend", "127.0.0.1", str(port), str(film.path)])
+        assert passed.wait(30)
         assert stored_files(node) == files
         assert state(node, film.uid) is None
         node.sigkill()
-    assert sender.wait(60) != 0
+        assert sender.wait(60) != 0
     expect_one_result(node, orthanc, film)
 
 

@@ -91,12 +91,12 @@ def test_copies_of_an_image_of_the_same_patient_do_not_narrow_the_interval_of_th
     rng = np.random.default_rng(7)
     positive = np.arange(60) % 2 == 0
     scores = rng.normal(positive, 1.5)
-    alone = auc(scores, positive, [str(i) for i in range(60)])
-    grouped = auc(np.repeat(scores, 4), np.repeat(positive, 4), [str(i // 4) for i in range(240)])
+    alone = auc(scores, positive, [str(i) for i in range(60)], resamples=500)
+    grouped = auc(np.repeat(scores, 4), np.repeat(positive, 4), [str(i // 4) for i in range(240)], resamples=500)
     assert alone is not None
     assert grouped is not None
     assert grouped["value"] == pytest.approx(alone["value"])
-    assert grouped["high"] - grouped["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.15)
+    assert grouped["high"] - grouped["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.2)
 
 
 def test_a_perfect_forecast_has_no_calibration_error():

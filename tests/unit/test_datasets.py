@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from training.datasets import fold_of, load_squares, read_index
@@ -81,10 +82,14 @@ def test_an_epoch_holds_each_stratum_by_its_share(tmp_path):
 
 def test_pictures_are_loaded_as_squares(tmp_path):
     (tmp_path / "nih").mkdir()
-    Image.fromarray(np.full((30, 50), 77, dtype=np.uint8)).save(tmp_path / "nih" / "a.png")
-    squares = load_squares(read_index(index(tmp_path, row("a", "train", "p1"))), 24)
-    assert squares.shape == (1, 24, 24)
-    assert (squares == 77).all()
+    picture = np.random.default_rng(1).integers(0, 256, (24, 24), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "nih" / "a.png")
+    Image.fromarray(picture.repeat(2, axis=1)).save(tmp_path / "nih" / "b.png")
+    pictures = read_index(index(tmp_path, row("a", "train", "p1"), row("b", "train", "p2")))
+    squares = load_squares(pictures, 24)
+    assert squares.dtype == torch.uint8
+    assert np.array_equal(squares[0].numpy(), picture)
+    assert load_squares(pictures, 12).shape == (2, 12, 12)
 
 
 def test_the_real_index_is_split_by_patient(data_dir):

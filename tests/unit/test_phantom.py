@@ -88,9 +88,8 @@ def test_opacities_brighten_the_outer_lungs_only(film: NDArray[np.uint16]) -> No
     assert change[:60].max() < 60
 
 
-def test_it_draws_1024_pixels_in_half_a_second() -> None:
-    best = min(_seconds_to_draw() for _ in range(3))
-    assert best < (2.0 if os.environ.get("CI") == "true" else 0.5)
+def test_it_draws_1024_pixels_in_two_seconds_even_on_a_busy_machine() -> None:
+    assert min(_seconds_to_draw() for _ in range(3)) < 2.0  # 0.2 to 0.35 s on two cores
 
 
 def _seconds_to_draw() -> float:

@@ -1,17 +1,25 @@
+import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from training import __main__ as command_line
+from training import evaluate as evaluation
 from training import train as training
 from training.augment import augment
 from training.datasets import Picture
+from training.metrics import auc
 from training.models.zhang import Zhang2020
 from training.papers.zhang2020 import RECIPE
 from training.scoring import round_to_half
 from training.train import FINAL, learning_rate, step, train_network
+from workers.ensemble import Ensemble
 
 SMALL = replace(RECIPE, resize=72, crop=64, epochs=2, batch=4, images_per_epoch=8, warmup_epochs=0.5)
 
@@ -94,3 +102,43 @@ def test_rounded_weights_are_float16_values():
     for name, tensor in round_to_half(Zhang2020()).state_dict().items():
         if tensor.is_floating_point():
             assert torch.equal(tensor, tensor.half().float()), name
+
+
+def collection(folder: Path) -> Path:
+    """Noise in the place of images: 8 of each stratum for training, 4 for validation, 3 of figure1."""
+    rng = np.random.default_rng(16)
+    splits = [(stratum, "train", 8) for stratum in RECIPE.shares] + [(stratum, "val", 4) for stratum in RECIPE.shares]
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "path", "split", "source", "patient_id", "finding", "view", "licence"])
+        for stratum, split, count in [*splits, ("figure1/positive", "external", 3)]:
+            source, label = stratum.split("/")
+            for i in range(count):
+                name = f"{source}-{label}-{split}-{i}"
+                Image.fromarray(rng.integers(0, 256, (90, 80), dtype=np.uint8)).save(folder / f"{name}.png")
+                finding = "covid19" if label == "positive" else "normal"
+                writer.writerow([name, f"{name}.png", split, source, name, finding, "PA", "CC BY 4.0"])
+    return folder
+
+
+def test_the_commands_make_a_bundle_that_the_node_accepts(tmp_path, monkeypatch):
+    recipe = replace(SMALL, epochs=1, folds=2)
+    monkeypatch.setitem(command_line.RECIPES, command_line.Method.ZHANG, recipe)
+    monkeypatch.setattr(evaluation, "auc", partial(auc, resamples=20))
+    (tmp_path / "images").mkdir()
+    data = ["--data", str(collection(tmp_path / "images"))]
+    work, bundle = ["--workdir", str(tmp_path / "work")], ["--bundle", str(tmp_path / "bundle")]
+    for command in (
+        ["train", "zhang", *data, *work],
+        ["export", "zhang", *data, *work, *bundle, "--name", "noise", "--release", "0.1"],
+        ["evaluate", *data, *work, *bundle],
+    ):
+        result = CliRunner().invoke(command_line.app, command)
+        assert result.exit_code == 0, result.output
+    ensemble = Ensemble.load(tmp_path / "bundle")
+    assert ensemble.manifest.name == "noise"
+    assert len(ensemble.predict([np.zeros((90, 80), dtype=np.float32)])) == 1
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "not a medical device" in card
+    assert max(len(line) for line in card.splitlines() if not line.startswith("|")) <= 120
+    assert (tmp_path / "bundle" / "evaluation.json").is_file()

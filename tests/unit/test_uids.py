@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dicom_node import uids
+
+HEATMAP = {
+    "source_sop_instance_uid": "1.2.3",
+    "bundle": "starter",
+    "release": "1",
+    "operating_point": "balanced",
+    "thresholds": {"covid": 0.5},
+    "weights_sha256": "aa",
+    "size": 1024,
+}
+REPORT = {
+    "study_uid": "1.2",
+    "source_sop_instance_uid": "1.2.3",
+    "bundle": "starter",
+    "release": "1",
+    "thresholds": {"covid": 0.5},
+    "sop_class": "1.2.840.10008.5.1.4.1.1.88.34",
+    "operating_point": "balanced",
+    "weights_sha256": "aa",
+    "heatmap": "1.2.4",
+    "node_ae_title": "CXRSCREEN",
+}
+
+
+def test_a_uid_is_legal_and_at_most_44_characters_long() -> None:
+    uid = uids.derive_uid("heatmap", "1.2.3", "ä" * 300)
+    assert uid.is_valid
+    assert re.fullmatch(r"2\.25\.[1-9]\d{0,38}", uid)
+
+
+def test_the_same_parts_give_the_same_uid_for_ever() -> None:
+    # A literal: a changed namespace or a changed joining would rename every result ever sent.
+    assert uids.derive_uid("a", "b") == "2.25.168884763215236443368102488344293213907"
+
+
+def test_where_one_part_ends_and_the_next_begins_matters() -> None:
+    assert len({uids.derive_uid("a", "bc"), uids.derive_uid("ab", "c"), uids.derive_uid('a", "bc')}) == 3
+
+
+@pytest.mark.parametrize("changed", HEATMAP)
+def test_whatever_decides_the_heatmap_decides_its_uid(changed: str) -> None:
+    other = HEATMAP | {changed: {"size": 512, "thresholds": {"covid": 0.25}}.get(changed, "other")}
+    assert uids.heatmap_uid(**HEATMAP) == uids.heatmap_uid(**HEATMAP)  # type: ignore[arg-type]
+    assert uids.heatmap_uid(**HEATMAP) != uids.heatmap_uid(**other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changed", REPORT)
+def test_whatever_decides_the_report_decides_its_uid(changed: str) -> None:
+    other = REPORT | {changed: {"thresholds": {"covid": 0.25}}.get(changed, "other")}
+    assert uids.report_uid(**REPORT) == uids.report_uid(**REPORT)  # type: ignore[arg-type]
+    assert uids.report_uid(**REPORT) != uids.report_uid(**other)  # type: ignore[arg-type]
+
+
+def test_another_version_of_the_program_names_its_results_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = uids.heatmap_uid(**HEATMAP), uids.report_uid(**REPORT), uids.node_uid("A")  # type: ignore[arg-type]
+    monkeypatch.setattr(uids, "__version__", "99")
+    after = uids.heatmap_uid(**HEATMAP), uids.report_uid(**REPORT), uids.node_uid("A")  # type: ignore[arg-type]
+    assert not set(before) & set(after)
+
+
+def test_the_order_of_thresholds_does_not_matter() -> None:
+    one = uids.heatmap_uid(**HEATMAP | {"thresholds": {"a": 0.1, "b": 0.2}})  # type: ignore[arg-type]
+    two = uids.heatmap_uid(**HEATMAP | {"thresholds": {"b": 0.2, "a": 0.1}})  # type: ignore[arg-type]
+    assert one == two
+
+
+def test_an_algorithm_trained_anew_is_another_device() -> None:
+    assert uids.device_uid("zhang", "1", "aa") != uids.device_uid("zhang", "1", "bb")
+    assert uids.device_uid("zhang", "1", "aa") != uids.device_uid("zhang", "2", "aa")
+
+
+def test_each_role_has_its_own_uids() -> None:
+    same = ("1", "2", "3")
+    made = {uids.derive_uid(*same), uids.device_uid(*same), uids.tracking_uid(*same, "x"), uids.series_uid("1")}
+    assert len(made) == 4
+    assert uids.tracking_uid("1", "b", "r", "target covid") != uids.tracking_uid("1", "b", "r", "member covid")
+
+
+def test_the_implementation_version_name_fits_its_vr() -> None:
+    assert len(uids.IMPLEMENTATION_VERSION_NAME) <= 16
+    assert uids.IMPLEMENTATION_CLASS_UID.is_valid
