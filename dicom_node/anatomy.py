@@ -66,10 +66,10 @@ _OTHER_TERMS = frozenset(
 )
 
 # Words of descriptions, without accents. Not here: words that also mean something else in another language or in a
-# description of a chest image (arms, back, head, face, main, brust).
+# description of a chest image (arms, back, head, face, main, brust, long).
 _CHEST_WORDS = frozenset(
     """chest chst cxr pcxr thorax thorace torace torax toraks toracs borstkas brustkorb lung lungs lunge lungen lunges
-    lungor lungerne long longen pulmo pulmones pulmon pulmonary pulmonar pulmonaire pulmao pulmoes poumon poumons
+    lungor lungerne longen pulmo pulmones pulmon pulmonary pulmonar pulmonaire pulmao pulmoes poumon poumons
     polmone polmoni klatka klatki pluca pluc płuca płuc plice hrudnik mellkas tudo keuhkot keuhko akciger gogus plamani
     легких легкие легкого клетки клетка θωρακα θωρακοσ θωραξ cardiopulmonary""".split()  # noqa: SIM905
 )
@@ -104,7 +104,7 @@ _AP_WORDS = frozenset({"AP", "ANTEROPOSTERIOR"})
 _FRONTAL_WORDS = frozenset({"FRONTAL", "FRONT", "FACE", "FRONTALE"})
 _LATERAL_WORDS = frozenset(
     """LATERAL LAT LATERALE LATERALIS LATERO LL RL LLAT RLAT LTLAT RTLAT LATL LATR SEITLICH PROFIL PROFILE PERFIL
-    LATEROLATERAL LATEROLATERALE ML LM""".split()  # noqa: SIM905
+    LATEROLATERAL LATEROLATERALE""".split()  # noqa: SIM905
 )
 # PS3.3 C.8.11.5.1.1 and C.8.1.3: lateral decubitus and lateral oblique; then the cardiac obliques and the words.
 _OBLIQUE_WORDS = frozenset(

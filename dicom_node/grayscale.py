@@ -101,11 +101,6 @@ def modality_values(ds: Dataset, stored: NDArray[np.int64]) -> Table:
     return stored.astype(np.float64) * (slope[0] if slope else 1.0) + (intercept[0] if intercept else 0.0)
 
 
-def has_modality_transformation(ds: Dataset) -> bool:
-    """Whether modality values can differ from stored values."""
-    return any(ds.get(keyword) for keyword in ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"))
-
-
 def voi(ds: Dataset, values: Table) -> Iterator[Table]:
     """Every usable VOI transformation of `values` to [0, 1], the preferred one first (PS3.3 C.11.2).
 

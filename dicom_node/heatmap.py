@@ -10,6 +10,7 @@ import warnings
 from bisect import bisect
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import TYPE_CHECKING
 
 import cv2
@@ -243,7 +244,7 @@ def _wrapped(text: str, size: int, colour: Colour, width: int) -> list[Line]:
             lines[-1] = joined
             continue
         if font.getlength(word) > width:
-            fitting = bisect(range(1, len(word)), width, key=lambda kept: font.getlength(f"{word[:kept]}\u2026"))
+            fitting = bisect(range(1, len(word)), width, key=lambda kept: ceil(font.getlength(f"{word[:kept]}\u2026")))
             lines.append(f"{word[:fitting]}\u2026")
         else:
             lines.append(word)
@@ -364,9 +365,9 @@ def build_heatmap(
             transfer_syntax_uid=ExplicitVRLittleEndian,
         )
         seal(heatmap, source, when, equipment(prediction, manifest, when))
-    _describe(heatmap, source, prediction)
-    heatmap.add_new("DateOfSecondaryCapture", "DA", local.strftime("%Y%m%d"))
-    heatmap.add_new("TimeOfSecondaryCapture", "TM", local.strftime("%H%M%S"))
+        _describe(heatmap, source, prediction)
+        heatmap.add_new("DateOfSecondaryCapture", "DA", local.strftime("%Y%m%d"))
+        heatmap.add_new("TimeOfSecondaryCapture", "TM", local.strftime("%H%M%S"))
     return heatmap
 
 

@@ -141,6 +141,9 @@ _REQUIRED = (
     (re.compile(r"Referenced.*"), ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")),
     (re.compile(r"OtherPatientIDsSequence"), ("PatientID", "TypeOfPatientID")),
 )
+_TRIAL_TYPE_1 = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # either
+_TRIAL_TYPE_2 = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
 _PARAGRAPHS = frozenset({"LT", "ST", "UT"})
 _ORIENTATIONS = frozenset("APRLHF")
 _OPPOSITES = ({"A", "P"}, {"R", "L"}, {"H", "F"})
@@ -180,6 +183,7 @@ def normalise(header: Dataset) -> tuple[Dataset, tuple[str, ...]]:
             if encodings is None and dictionary_VR(keyword) == "SQ":
                 continue  # items decode themselves, and there is nothing to decode them with
             _take(keyword, header, source, normal, notes)
+    _complete(normal, notes)
     return normal, tuple(notes)
 
 
@@ -208,6 +212,25 @@ def _take(keyword: str, header: Dataset, source: Dataset, normal: Dataset, notes
         normal.add(DataElement(tag, dictionary_VR(tag), value))
     elif keyword in TYPE_2:
         normal.add(DataElement(tag, dictionary_VR(tag), ""))
+
+
+def _complete(normal: Dataset, notes: list[str]) -> None:
+    """Leave out attributes that are legal only together with others that are not there."""
+    if normal.get("PatientIdentityRemoved") == "YES" and not (
+        "DeidentificationMethod" in normal or "DeidentificationMethodCodeSequence" in normal
+    ):
+        del normal.PatientIdentityRemoved
+        notes.append("PatientIdentityRemoved: without a method (type 1C), left out")
+    trial = [element.keyword for element in normal if element.keyword.startswith("ClinicalTrial")]
+    whole = all(keyword in trial for keyword in _TRIAL_TYPE_1) and any(keyword in trial for keyword in _TRIAL_SUBJECT)
+    if trial and not whole:
+        for keyword in trial:
+            delattr(normal, keyword)
+        notes.append("ClinicalTrialProtocolID: incomplete module, left out")
+    elif trial:
+        for keyword in _TRIAL_TYPE_2:
+            if keyword not in normal:
+                setattr(normal, keyword, "")
 
 
 def _legal(element: DataElement, keyword: str, depth: int = 0) -> tuple[Any, str]:

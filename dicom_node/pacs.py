@@ -107,6 +107,8 @@ class Pacs:
             peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
         )
         if not association.is_established:
+            if association.dul.socket is not None:
+                association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
             raise _not_established(association, peer)
         try:
             yield association

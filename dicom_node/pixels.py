@@ -30,8 +30,8 @@ COLOURED_DIFFERENCE = 51
 def render(ds: Dataset, *, max_pixels: int) -> NDArray[np.float32]:
     """The image as a display shows it: stored values through modality LUT, VOI LUT and polarity; padding is black.
 
-    Without any VOI transformation, values of 8 bits without a modality transformation are shown as they are (such
-    objects hold pictures; the same picture through `read_picture` gives the same array), all others between
+    Without any VOI transformation, unsigned values of 8 bits that are no other modality values are shown as they are
+    (such objects hold pictures; the same picture through `read_picture` gives the same array), all others between
     `grayscale.PERCENTILES` of the image.
 
     Parameters
@@ -80,12 +80,12 @@ def _render(ds: Dataset, max_pixels: int) -> NDArray[np.float32]:
 
     values = grayscale.modality_values(ds, stored)
     table = next(
-        # A window that lies beside the image's values shows nothing of it.
-        (voi for voi in grayscale.voi(ds, values) if np.ptp(voi[counts > 0]) > 0),
+        # A window that lies beside the image's values shows nothing of it: not one grey level of a display.
+        (voi for voi in grayscale.voi(ds, values) if np.ptp(voi[counts > 0]) >= 1 / 255),
         None,
     )
     if table is None:
-        is_picture = layout.bits_stored == 8 and not layout.signed and not grayscale.has_modality_transformation(ds)
+        is_picture = layout.bits_stored == 8 and not layout.signed and np.array_equal(values, stored)
         table = values / 255 if is_picture else grayscale.full_range(values, counts)
     # Presentation LUT Shape INVERSE says the same as MONOCHROME1 (PS3.3 C.8.11.3.1.2 demands both): one inversion.
     if photometric == "MONOCHROME1" or _word(ds, "PresentationLUTShape") == "INVERSE":

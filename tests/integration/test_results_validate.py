@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import highdicom as hd
@@ -40,7 +41,7 @@ def illegal() -> Dataset:
         "PatientSex": b"U",
         "AccessionNumber": b"A" * 40,
         "StudyID": b"17 characters long",
-        "PatientName": b"N" * 70,
+        "ReferringPhysicianName": b"N" * 70,
         "PatientAge": b"64",
         "PatientWeight": b"heavy",
         "TimezoneOffsetFromUTC": b"CET",
@@ -126,8 +127,19 @@ def test_results_are_filed_with_the_source(source: Dataset, tmp_path: Path) -> N
         assert read.StudyInstanceUID == source.StudyInstanceUID
         assert read.PatientID == source.get("PatientID", "")
         assert read.SeriesInstanceUID != source.SeriesInstanceUID
-        if len(str(source.get("PatientName", ""))) <= 64:
-            assert read.PatientName == source.get("PatientName", "")
+        assert read.PatientName == source.get("PatientName", "")
+
+
+def test_the_validators_find_faults(validators: Validate, tmp_path: Path) -> None:
+    heatmap, report = results(stored(chest_dataset()))
+    for result, keyword in ((heatmap, "ConversionType"), (report, "CompletionFlag")):
+        broken = deepcopy(result)
+        delattr(broken, keyword)
+        with pytest.raises(AssertionError, match=keyword):
+            validators(write(broken, tmp_path))
+    report.ContentSequence[0].RelationshipType = "SELECTED FROM"  # dciodvfy does not mind
+    with pytest.raises(AssertionError, match=r"relationship|Cannot"):
+        validators(write(report, tmp_path))
 
 
 def test_results_of_every_kind_of_prediction_are_valid(validators: Validate, tmp_path: Path) -> None:

@@ -237,7 +237,8 @@ def test_a_description_that_names_another_part_only_is_declined(text: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["chip", "handling", "Routine", "Orchestra", "Emergency", "PA", "shipment", "legend", "12345", "???"]
+    "text",
+    ["chip", "handling", "Routine", "Orchestra", "Emergency", "PA", "shipment", "legend", "full long", "12345", "???"],
 )
 def test_a_part_of_a_word_is_no_evidence(text: str) -> None:
     assert silent(StudyDescription=text).body_part == "unknown"

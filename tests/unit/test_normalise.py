@@ -190,6 +190,18 @@ def test_whole_sequences_are_kept_and_broken_ones_left_out() -> None:
     )
 
 
+def test_attributes_that_are_legal_only_together_come_together_or_not_at_all() -> None:
+    whole = {"ClinicalTrialSponsorName": "S", "ClinicalTrialProtocolID": "P", "ClinicalTrialSubjectID": "1"}
+    normal, notes = normalise(chest_dataset(**whole, PatientIdentityRemoved="YES", DeidentificationMethod="M"))
+    assert (normal.ClinicalTrialSubjectID, normal.ClinicalTrialSiteName) == ("1", "")
+    assert normal.PatientIdentityRemoved == "YES"
+    assert notes == ()
+    normal, notes = normalise(chest_dataset(ClinicalTrialProtocolID="P", PatientIdentityRemoved="YES"))
+    assert not [element for element in normal if element.keyword.startswith("ClinicalTrial")]
+    assert "PatientIdentityRemoved" not in normal
+    assert len(notes) == 2
+
+
 def test_a_sequence_nested_without_end_is_left_out() -> None:
     item = code("A", "L", "B")
     for _ in range(50):

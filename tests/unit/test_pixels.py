@@ -147,7 +147,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(syntax: st
 
 
 def test_a_small_file_cannot_ask_for_much_memory() -> None:
-    """1.4 KB of JPEG 2000 that say 16000 x 16000, under a dataset that says 96 x 80."""
+    """A few bytes of JPEG 2000 that say 4000 x 4000, or of RLE that say 10 MB, under a dataset that says 96 x 80."""
     bomb = imagecodecs.jpeg2k_encode(np.zeros((4000, 4000), np.uint16), reversible=True)
     assert len(bomb) < 4000
     assert "4000 x 4000" in str(refusal(with_codestream(chest_dataset(), uid.JPEG2000, bomb)))
@@ -303,6 +303,7 @@ def test_an_unusable_voi_gives_way_to_the_next(unusable: dict[str, Any]) -> None
         {"WindowCenter": "2000"},
         {"WindowCenter": "2000", "WindowWidth": "0"},
         {"WindowCenter": "60000", "WindowWidth": "10"},
+        {"WindowCenter": "60000", "WindowWidth": "3000", "VOILUTFunction": "SIGMOID"},
     ],
 )
 def test_without_a_usable_voi_the_percentiles_of_the_image_are_the_bounds(elements: dict[str, Any]) -> None:
@@ -433,5 +434,12 @@ def test_other_formats_are_not_opened(tmp_path: Path) -> None:
 
 def test_a_picture_and_the_secondary_capture_that_holds_it_are_the_same_image(tmp_path: Path) -> None:
     picture = read_picture(save(Image.fromarray(GREY), tmp_path), max_pixels=MAX_PIXELS)
-    capture = chest_dataset(GREY, SOPClassUID=uid.SecondaryCaptureImageStorage)
-    np.testing.assert_array_equal(ours(capture), picture)
+    for rescale in ({}, {"RescaleSlope": "1", "RescaleIntercept": "0"}):
+        capture = chest_dataset(GREY, SOPClassUID=uid.SecondaryCaptureImageStorage, **rescale)
+        np.testing.assert_array_equal(ours(capture), picture)
+
+
+def test_eight_bits_that_are_rescaled_are_no_picture() -> None:
+    rescaled = chest_dataset(GREY, RescaleSlope="2", RescaleIntercept="0")
+    assert ours(rescaled).min() == 0
+    assert ours(rescaled).max() == 1

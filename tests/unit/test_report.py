@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import ComprehensiveSRStorage, EnhancedSRStorage, ExplicitVRLittleEndian
 
 from dicom_node import __version__
@@ -317,3 +320,12 @@ def test_titles_that_dicom_could_not_hold_are_made_to_fit(source: Dataset) -> No
     assert names[1] == "n" * 64
     assert len(names[2]) <= 64
     assert "\\" not in names[2]
+
+
+def test_a_source_with_an_illegal_study_uid_still_gets_its_results_into_that_study() -> None:
+    source = stored(chest_dataset())
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        tag = Tag(tag_for_keyword(keyword) or 0)
+        source[tag] = RawDataElement(tag, "UI", 6, b"1.02.3", 0, False, True)
+    for result in results(source):
+        assert b"UI\x06\x001.02.3" in encode(result)

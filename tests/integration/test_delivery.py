@@ -1,0 +1,163 @@
+"""The SCU and the outbox against peers that misbehave in every way a PACS can."""
+
+import contextlib
+import socket
+import threading
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, dsutils, evt
+from sqlalchemy import select
+
+from dicom_node.archive import Archive
+from dicom_node.config import Peer, Settings
+from dicom_node.database import Database
+from dicom_node.delivery import deliver_due
+from dicom_node.demo.pacs import free_port
+from dicom_node.demo.phantom import phantom_dataset
+from dicom_node.domain import DeliveryError, ObjectKind
+from dicom_node.ledger import Ledger, Product
+from dicom_node.outbox import Outbox
+from dicom_node.pacs import Pacs
+from dicom_node.report import encode
+from dicom_node.tables import DeliveryTryRow, ScreeningRow
+from tests.result_factories import manifest
+from tests.unit.test_ledger import prediction, received
+
+COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
+
+
+@contextlib.contextmanager
+def peer_answering(answer, *, sop_classes=(COMPUTED_RADIOGRAPHY,), require_called=None):
+    """A peer that answers C-STORE by `answer(event)`."""
+    entity = AE(ae_title="PACS")
+    entity.add_supported_context("1.2.840.10008.1.1")
+    for sop_class in sop_classes:
+        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+    if require_called:
+        entity.ae_title = require_called
+        entity.require_called_aet = True
+    port = free_port()
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    try:
+        yield Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=port, destination=True)
+    finally:
+        server.shutdown()
+        entity.shutdown()
+
+
+@pytest.fixture
+def parcels(tmp_path):
+    """A reported screening whose two objects are due at `pacs`."""
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.upgrade()
+    ledger, archive = Ledger(database), Archive(tmp_path / "archive")
+    ledger.activate_release(manifest())
+    ledger.record(received())
+    claim = ledger.claim("worker", 60)
+    ledger.save_prediction(claim, prediction(claim.manifest), [])
+    products = []
+    for number, kind in enumerate((ObjectKind.HEATMAP, ObjectKind.REPORT)):
+        ds = phantom_dataset(number)
+        products.append(Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds))))
+    ledger.save_results(claim, products, ["pacs"], [])
+    outbox = Outbox(database, retry_base_s=60, retry_max_s=60)
+    yield database, outbox, archive
+    database.close()
+
+
+def outcome(parcels, peer):
+    """States of the deliveries, state of the screening and the statuses seen, after one try."""
+    database, outbox, archive = parcels
+    settings = Settings(peers=(peer,), network_timeout_s=2.0)
+    assert deliver_due(outbox, archive, settings) == 2
+    with database.read() as session:
+        screening = session.scalars(select(ScreeningRow.state)).one()
+        statuses = session.scalars(select(DeliveryTryRow.status).order_by(DeliveryTryRow.id)).all()
+    return outbox.counts()["pacs"], screening, statuses
+
+
+def test_success_is_sent(parcels):
+    with peer_answering(lambda _: 0x0000) as peer:
+        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0, 0])
+
+
+def test_what_the_peer_gets_is_what_is_archived(parcels):
+    got = []
+
+    def keep(event):
+        got.append(event.request.DataSet.getvalue())
+        return 0x0000
+
+    with peer_answering(keep) as peer:
+        outcome(parcels, peer)
+    assert got == [dsutils.encode(phantom_dataset(number), False, True) for number in (0, 1)]
+
+
+def test_a_warning_means_that_the_object_is_stored(parcels):
+    with peer_answering(lambda _: 0xB000) as peer:
+        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0xB000, 0xB000])
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA701, 0x0110])
+def test_a_lack_of_resources_is_tried_again(parcels, status):
+    with peer_answering(lambda _: status) as peer:
+        assert outcome(parcels, peer) == ({"pending": 2}, "reported", [status, status])
+
+
+@pytest.mark.parametrize("status", [0xA900, 0xC000, 0x0122, 0x0124])
+def test_a_refusal_of_the_object_ends_its_delivery(parcels, status):
+    with peer_answering(lambda _: status) as peer:
+        assert outcome(parcels, peer) == ({"rejected": 2}, "failed", [status, status])
+
+
+def test_one_refused_object_does_not_keep_the_other_back(parcels):
+    answers = iter([0xC000, 0x0000])
+    with peer_answering(lambda _: next(answers)) as peer:
+        assert outcome(parcels, peer) == ({"rejected": 1, "sent": 1}, "failed", [0xC000, 0])
+
+
+def test_an_abort_in_mid_association_is_tried_again(parcels):
+    def abort(event):
+        threading.Thread(target=event.assoc.abort).start()
+        event.assoc.dul.kill_dul()
+        return 0x0000
+
+    with peer_answering(abort) as peer:
+        states, screening, _ = outcome(parcels, peer)
+    assert states == {"pending": 2}
+    assert screening == "reported"
+
+
+def test_nobody_at_the_port_is_tried_again(parcels):
+    peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=free_port(), destination=True)
+    assert outcome(parcels, peer) == ({"pending": 2}, "reported", [None, None])
+
+
+def test_a_peer_that_accepts_and_then_says_nothing_is_tried_again(parcels):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1], destination=True)
+        assert outcome(parcels, peer) == ({"pending": 2}, "reported", [None, None])
+
+
+def test_an_unknown_ae_title_is_rejected_for_good(parcels):
+    with peer_answering(lambda _: 0x0000, require_called="OTHER") as peer:
+        assert outcome(parcels, peer) == ({"rejected": 2}, "failed", [None, None])
+
+
+def test_a_peer_that_takes_no_such_object_is_rejected_for_good(parcels):
+    with peer_answering(lambda _: 0x0000, sop_classes=("1.2.840.10008.5.1.4.1.1.2",)) as peer:
+        assert outcome(parcels, peer) == ({"rejected": 2}, "failed", [None, None])
+
+
+def test_a_destination_that_left_the_settings_is_kept_for_its_return(parcels):
+    _, outbox, archive = parcels
+    assert deliver_due(outbox, archive, Settings()) == 2
+    assert outbox.counts() == {"pacs": {"pending": 2}}
+
+
+def test_echo_says_who_does_not_answer():
+    with peer_answering(lambda _: 0x0000) as peer:
+        Pacs(peer, ae_title="ME", timeout_s=2.0).echo()
+    with pytest.raises(DeliveryError, match="does not answer"):
+        Pacs(peer, ae_title="ME", timeout_s=2.0).echo()
