@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,8 @@ def _root(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
-    # Other people's loggers may tell what is in a data set; ours never do.
+    # Other people's loggers and warnings may tell what is in a data set; ours never do.
+    warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)\b")
     for library in ("pynetdicom", "pydicom", "highdicom", "alembic", "PIL"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
 

@@ -24,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node import __version__, uids
 from dicom_node.domain import MANUFACTURER, MODEL_NAME
 from dicom_node.normalise import CHARACTER_SET
-from dicom_node.report import check, equipment, find_target, local_time, seal, thresholds, weights_sha256
+from dicom_node.results import check, equipment, find_target, local_time, seal, thresholds, weights_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -325,7 +325,7 @@ def build_heatmap(
 
     Raises
     ------
-    ReportError
+    ResultError
         Where prediction and manifest do not fit together or a number is not finite.
     """
     check(prediction, manifest)

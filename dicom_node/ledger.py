@@ -8,35 +8,27 @@ States of a screening (`dicom_node.domain.State`)::
                            claimed -> declined                 the pixels say no
     waiting, claimed, predicted, reported -> failed            permanent reason, too many failures, rejected delivery
 
-A claim is a lease with an attempt number, on the database's clock. Every write of a claim is an UPDATE that names the
-attempt: a worker that lost its lease changes nothing. `predicted` keeps its state when its lease runs out, so that
-the network never runs twice for one image.
+Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; these three modules and
+`dicom_node.tables` are the only ones that speak SQL.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.bundle import Manifest
 from dicom_node.domain import (
-    DeclineReason,
-    DeliveryState,
-    LostLeaseError,
     ObjectKind,
-    Prediction,
     Purpose,
     State,
     TargetResult,
 )
 from dicom_node.tables import (
-    DeliveryRow,
     InstanceRow,
-    MemberOutputRow,
     ObjectRow,
     OutcomeRow,
     ReleaseRow,
@@ -47,18 +39,14 @@ from dicom_node.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from datetime import datetime
+    from collections.abc import Sequence
 
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
+    from dicom_node.bundle import Manifest
     from dicom_node.database import Database
-    from dicom_node.domain import Admission, NodeError
-
-WAITING_STATES = (State.WAITING, State.CLAIMED, State.PREDICTED, State.REPORTED)
-_CLAIMABLE = (State.WAITING, State.PREDICTED)
-_HELD = (State.CLAIMED, State.PREDICTED)
+    from dicom_node.domain import Admission
 
 
 class ReleaseError(Exception):
@@ -87,46 +75,6 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to write to one screening, until another attempt is made at it."""
-
-    screening_id: int
-    attempt: int
-    state: State
-    path: str
-    manifest: Manifest = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMap:
-    """A member's archived map: what `dicom_node.domain.MemberMap` holds, its pixels as a file."""
-
-    member: str
-    name: str
-    box: tuple[float, float, float, float]
-    file: ArchivedFile
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A DICOM object made from a screening."""
-
-    kind: ObjectKind
-    sop_class_uid: str
-    sop_instance_uid: str
-    file: ArchivedFile
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPrediction:
-    """A prediction as the ledger holds it: all results are built from this, whichever worker builds them."""
-
-    prediction: Prediction
-    predicted_at: datetime
-    maps: tuple[tuple[ObjectRow, str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """What became of one instance: its live screening in brief."""
 
@@ -138,12 +86,10 @@ class Summary:
 
 
 class Ledger:
-    """Queries and transitions over one database."""
+    """What came in, by which release it is screened, and what became of it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    # Releases
 
     def activate_release(self, manifest: Manifest) -> None:
         """New instances are screened by this release, and so are those that no worker has claimed yet.
@@ -174,8 +120,6 @@ class Ledger:
                 .where(ScreeningRow.state == State.WAITING, ScreeningRow.purpose == Purpose.LIVE)
                 .values(release_id=known.id)
             )
-
-    # Receive
 
     def record(self, received: Received) -> str:
         """The instance is in the ledger, committed. Returns ``new``, ``duplicate`` or ``conflict``.
@@ -245,242 +189,8 @@ class Ledger:
             )
             session.add(screening)
             session.flush()
-            _log(session, screening.id, None, state, 0)
+            log_transition(session, screening.id, None, state, 0)
             return "new"
-
-    # Claim
-
-    def claim(self, worker: str, lease_s: float) -> Claim | None:
-        """The oldest screening that waits for a worker, live ones first, leased to `worker`; None where none waits."""
-        waiting = (
-            select(ScreeningRow.id)
-            .where(ScreeningRow.state.in_(_CLAIMABLE), ScreeningRow.lease_expires_at.is_(None))
-            .order_by(case((ScreeningRow.purpose == Purpose.LIVE, 0), else_=1), ScreeningRow.id)
-            .limit(1)
-        )
-        with self._database.read() as session:
-            if session.scalar(waiting) is None:
-                return None
-        with self._database.write() as session:
-            screening = session.get(ScreeningRow, session.scalar(waiting.with_for_update(skip_locked=True)) or 0)
-            if screening is None:
-                return None
-            attempt = screening.attempt + 1
-            state = State.CLAIMED if screening.state == State.WAITING else State(screening.state)
-            if state != screening.state:
-                _log(session, screening.id, State(screening.state), state, attempt)
-            session.execute(
-                update(ScreeningRow)
-                .where(ScreeningRow.id == screening.id, ScreeningRow.attempt == screening.attempt)
-                .values(state=state, attempt=attempt, worker=worker, lease_expires_at=db_now(lease_s))
-            )
-            instance = session.get_one(InstanceRow, screening.instance_id)
-            release = session.get_one(ReleaseRow, screening.release_id)
-            return Claim(
-                screening_id=screening.id,
-                attempt=attempt,
-                state=state,
-                path=instance.path or "",
-                manifest=Manifest.model_validate_json(release.manifest),
-            )
-
-    def renew(self, claim: Claim, lease_s: float) -> None:
-        """The lease runs `lease_s` seconds from now.
-
-        Raises
-        ------
-        LostLeaseError
-            Where the claim is no longer the holder's.
-        """
-        with self._database.write() as session:
-            self._write_claim(session, claim, lease_expires_at=db_now(lease_s))
-
-    def save_prediction(self, claim: Claim, prediction: Prediction, maps: Iterable[StoredMap]) -> None:
-        """The prediction stands in the ledger and the screening is `predicted`, still leased to the claim."""
-        with self._database.write() as session:
-            self._move(session, claim, State.CLAIMED, State.PREDICTED)
-            for position, result in enumerate(prediction.targets):
-                session.add(
-                    OutcomeRow(
-                        screening_id=claim.screening_id,
-                        target=result.target,
-                        position=position,
-                        operating_point=prediction.operating_point,
-                        probability=result.probability,
-                        threshold=result.threshold,
-                        flagged=result.flagged,
-                    )
-                )
-            for member, outputs in prediction.members.items():
-                for output, value in outputs.items():
-                    session.add(
-                        MemberOutputRow(
-                            screening_id=claim.screening_id, member=member, output=output, value=float(value)
-                        )
-                    )
-            for stored in maps:
-                session.add(
-                    ObjectRow(
-                        screening_id=claim.screening_id,
-                        kind=ObjectKind.MAP,
-                        name=f"{stored.member}/{stored.name}",
-                        path=stored.file.path,
-                        sha256=stored.file.sha256,
-                        box=list(stored.box),
-                        created_at=db_now(),
-                    )
-                )
-
-    def load_prediction(self, claim: Claim) -> StoredPrediction:
-        """The prediction that the ledger holds for the claim's screening."""
-        key = claim.screening_id
-        with self._database.read() as session:
-            outcomes = session.scalars(
-                select(OutcomeRow).filter_by(screening_id=key).order_by(OutcomeRow.position)
-            ).all()
-            members: dict[str, dict[str, float]] = {}
-            for row in session.scalars(select(MemberOutputRow).filter_by(screening_id=key)):
-                members.setdefault(row.member, {})[row.output] = row.value
-            maps = session.scalars(
-                select(ObjectRow).filter_by(screening_id=key, kind=ObjectKind.MAP).order_by(ObjectRow.id)
-            ).all()
-            at = session.scalar(
-                select(func.max(TransitionRow.at)).filter_by(screening_id=key, to_state=State.PREDICTED)
-            )
-        if at is None:
-            raise LookupError(f"screening {key} has no prediction")
-        prediction = Prediction(
-            bundle=claim.manifest.name,
-            release=claim.manifest.release,
-            operating_point=outcomes[0].operating_point,
-            targets=_targets(outcomes),
-            members=members,
-        )
-        return StoredPrediction(prediction, at, tuple((row, *_split(row.name)) for row in maps))
-
-    def save_results(
-        self, claim: Claim, products: Sequence[Product], destinations: Sequence[str], notes: Sequence[str]
-    ) -> None:
-        """The products are recorded, each is due at every destination, and the screening is `reported`.
-
-        Without destinations it is `withheld`.
-        """
-        with self._database.write() as session:
-            self._move(session, claim, State.PREDICTED, State.REPORTED, release=True)
-            for product in products:
-                row = ObjectRow(
-                    screening_id=claim.screening_id,
-                    kind=product.kind,
-                    name=product.kind,
-                    sop_class_uid=product.sop_class_uid,
-                    sop_instance_uid=product.sop_instance_uid,
-                    path=product.file.path,
-                    sha256=product.file.sha256,
-                    created_at=db_now(),
-                )
-                session.add(row)
-                session.flush()
-                for destination in destinations:
-                    session.add(
-                        DeliveryRow(
-                            object_id=row.id,
-                            destination=destination,
-                            state=DeliveryState.PENDING,
-                            not_before=db_now(),
-                        )
-                    )
-            if notes:
-                screening = session.get_one(ScreeningRow, claim.screening_id)
-                session.get_one(InstanceRow, screening.instance_id).notes = list(notes)
-            if not destinations:
-                change_state(session, claim.screening_id, claim.attempt, State.REPORTED, State.WITHHELD)
-
-    def decline(self, claim: Claim, reason: DeclineReason, detail: str) -> None:
-        """The screening is `declined` by what its pixels show."""
-        with self._database.write() as session:
-            self._move(session, claim, claim.state, State.DECLINED, release=True, reason=reason, detail=detail[:400])
-
-    def fail(self, claim: Claim, error: NodeError) -> None:
-        """The screening is `failed` for good."""
-        self._fail(claim, error.reason, str(error))
-
-    def give_back(self, claim: Claim, detail: str, *, failed: bool, max_failures: int) -> None:
-        """The screening waits again; `failed` counts against it, and `max_failures` of them end it."""
-        with self._database.write() as session:
-            screening = session.get_one(ScreeningRow, claim.screening_id)
-            failures = screening.failures + int(failed)
-            if failures >= max_failures:
-                values: dict[str, Any] = {"reason": "attempts_exhausted", "detail": detail[:400], "failures": failures}
-                self._move(session, claim, State(screening.state), State.FAILED, release=True, **values)
-                return
-            state = State(screening.state)
-            target = State.WAITING if state == State.CLAIMED else state
-            self._move(session, claim, state, target, release=True, failures=failures, detail=detail[:400])
-
-    def _fail(self, claim: Claim, reason: str, detail: str) -> None:
-        with self._database.write() as session:
-            state = State(session.get_one(ScreeningRow, claim.screening_id).state)
-            self._move(session, claim, state, State.FAILED, release=True, reason=reason[:64], detail=detail[:400])
-
-    def _move(
-        self, session: Session, claim: Claim, old: State, new: State, *, release: bool = False, **values: Any
-    ) -> None:
-        if release:
-            values |= {"lease_expires_at": None, "worker": None}
-        self._write_claim(session, claim, state=new, **values)
-        if old != new:
-            _log(session, claim.screening_id, old, new, claim.attempt)
-
-    @staticmethod
-    def _write_claim(session: Session, claim: Claim, **values: Any) -> None:
-        held = (
-            update(ScreeningRow)
-            .where(
-                ScreeningRow.id == claim.screening_id,
-                ScreeningRow.attempt == claim.attempt,
-                ScreeningRow.state.in_(_HELD),
-                ScreeningRow.lease_expires_at.is_not(None),
-            )
-            .values(**values)
-        )
-        if session.execute(held).rowcount != 1:  # type: ignore[attr-defined]
-            raise LostLeaseError(f"screening {claim.screening_id}: attempt {claim.attempt} lost its lease")
-
-    # Sweep
-
-    def expire_leases(self, max_failures: int) -> int:
-        """Every claim whose lease ran out is given back, or failed after `max_failures`. Returns the count."""
-        return self._take_back(
-            select(ScreeningRow).where(ScreeningRow.lease_expires_at < db_now()), 1, max_failures, "lease expired"
-        )
-
-    def recover(self) -> int:
-        """Every claim is given back at once, uncounted: only at the start of a node that alone owns the ledger."""
-        with self._database.write() as session:
-            session.execute(
-                update(DeliveryRow).where(DeliveryRow.lease_expires_at.is_not(None)).values(lease_expires_at=None)
-            )
-        return self._take_back(
-            select(ScreeningRow).where(ScreeningRow.lease_expires_at.is_not(None)), 0, 1, "the node was restarted"
-        )
-
-    def _take_back(self, lost: Select[tuple[ScreeningRow]], failures: int, max_failures: int, detail: str) -> int:
-        with self._database.write() as session:
-            rows = session.scalars(lost).all()
-            for row in rows:
-                old = State(row.state)
-                row.failures += failures
-                row.lease_expires_at = row.worker = None
-                row.detail = detail
-                if failures and row.failures >= max_failures:
-                    row.state, row.reason = State.FAILED, "attempts_exhausted"
-                elif old == State.CLAIMED:
-                    row.state = State.WAITING
-                if row.state != old:
-                    _log(session, row.id, old, State(row.state), row.attempt)
-            return len(rows)
-
-    # Views
 
     def summary(self, sop_instance_uid: str) -> Summary | None:
         """The live screening of an instance and its products by kind; None where the instance is not known."""
@@ -502,7 +212,7 @@ class Ledger:
         return Summary(
             state=State(screening.state),
             reason=screening.reason,
-            targets=_targets(outcomes),
+            targets=target_results(outcomes),
             sop_instance_uids={row.kind: row.sop_instance_uid or "" for row in products},
             objects={row.kind: row.path for row in products},
         )
@@ -542,17 +252,14 @@ def change_state(session: Session, screening_id: int, attempt: int, old: State, 
         .where(ScreeningRow.id == screening_id, ScreeningRow.state == old)
         .values(state=new, **values)
     )
-    _log(session, screening_id, old, new, attempt)
+    log_transition(session, screening_id, old, new, attempt)
 
 
-def _log(session: Session, screening_id: int, old: State | None, new: State, attempt: int) -> None:
+def log_transition(session: Session, screening_id: int, old: State | None, new: State, attempt: int) -> None:
+    """The change stands in the audit trail, in the caller's transaction."""
     session.add(TransitionRow(screening_id=screening_id, from_state=old, to_state=new, attempt=attempt, at=db_now()))
 
 
-def _targets(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
+def target_results(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
+    """The answers as plain data, in the rows' order."""
     return tuple(TargetResult(row.target, row.probability, row.threshold, row.flagged) for row in outcomes)
-
-
-def _split(name: str) -> tuple[str, str]:
-    member, _, map_name = name.partition("/")
-    return member, map_name

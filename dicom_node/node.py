@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from dicom_node.archive import Archive
 from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
@@ -126,9 +127,8 @@ def _prepare(settings: Settings) -> None:
     Archive(settings.archive_dir).clear_incoming()
     database = Database(settings.database_url)
     database.upgrade()
-    ledger = Ledger(database)
-    recovered = ledger.recover()
-    ledger.activate_release(manifest)
+    recovered = Claims(database).recover()
+    Ledger(database).activate_release(manifest)
     if recovered:
         log.info("%d screenings of the last run go on", recovered)
     database.close()

@@ -1,4 +1,4 @@
-"""The report: one TID 1500 Structured Report per screened image, and what all results of the node share.
+"""The report: one TID 1500 Structured Report per screened image.
 
 The tree (PS3.16 TID 1500) holds one measurement group (TID 1501) per question that the bundle answers and one per
 member with its outputs as the ledger has them. A question is its target's code, the answer Positive or Negative
@@ -11,19 +11,12 @@ The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR, for a
 from __future__ import annotations
 
 import hashlib
-import math
-import re
 import warnings
-from copy import deepcopy
-from datetime import UTC, datetime, timedelta, timezone
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from highdicom import sr
-from highdicom.base_content import ContributingEquipment
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
-from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -36,13 +29,27 @@ from pydicom.uid import (
 )
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
+from dicom_node.domain import MANUFACTURER, MODEL_NAME
 from dicom_node.normalise import CHARACTER_SET
+from dicom_node.results import (
+    ResultError,
+    check,
+    equipment,
+    equipment_item,
+    find_target,
+    finite,
+    local_time,
+    long_string,
+    seal,
+    thresholds,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
-    from dicom_node.bundle import Manifest, Member, Target
+    from dicom_node.bundle import Manifest, Member
     from dicom_node.domain import Prediction, TargetResult
 
 # In the order in which they are offered to an archive.
@@ -74,12 +81,6 @@ OUTPUT_CODES = {
     "p_ano": Code("p_ano", PRIVATE_SCHEME, "Anomaly score, not confined to 0..1"),
     "p_avg": Code("p_avg", PRIVATE_SCHEME, "Mean of probability and scaled anomaly score"),
 }
-
-
-class ReportError(NodeError):
-    """A prediction cannot be told as DICOM; the message names the number or the name at fault."""
-
-    reason = "report"
 
 
 def output_code(name: str) -> Code:
@@ -117,7 +118,7 @@ def build_report(
 
     Raises
     ------
-    ReportError
+    ResultError
         Where prediction and manifest do not fit together or a number is not finite.
     """
     check(prediction, manifest)
@@ -276,7 +277,7 @@ def _measurement(name: Code, value: float, what: str, source: Dataset) -> sr.Mea
     """A number and, as its one child, the whole image: OHIF reads the first child of every NUM as coordinates."""
     number = finite(value, what)
     if name == _PROBABILITY and not 0 <= number <= 1:
-        raise ReportError(f"{what} is {number!r}: not a probability")
+        raise ResultError(f"{what} is {number!r}: not a probability")
     rows, columns = float(source.Rows), float(source.Columns)
     whole = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows], [0, 0]], dtype=np.float64)
     region = sr.CoordinatesForMeasurement(
@@ -315,139 +316,3 @@ def _library_entry(source: Dataset) -> Dataset:
     else:
         entry.Modality = ""
     return entry
-
-
-# What report and heatmap share.
-
-
-def check(prediction: Prediction, manifest: Manifest) -> None:
-    """Refuse a prediction that the bundle of `manifest` cannot have made, or that contradicts itself.
-
-    Raises
-    ------
-    ReportError
-    """
-    made_by = f"{prediction.bundle} {prediction.release}"
-    if (prediction.bundle, prediction.release) != (manifest.name, manifest.release):
-        raise ReportError(f"prediction of {made_by} with the manifest of {manifest.name} {manifest.release}")
-    if not prediction.targets:
-        raise ReportError(f"prediction of {made_by} answers no question")
-    unknown = sorted(set(prediction.members) - {member.name for member in manifest.members})
-    if unknown:
-        raise ReportError(f"members {', '.join(unknown)} are not in the manifest of {made_by}")
-    for result in prediction.targets:
-        find_target(manifest, result.target)
-        probability = finite(result.probability, f"probability of {result.target}")
-        if bool(result.flagged) != (probability >= finite(result.threshold, f"threshold of {result.target}")):
-            raise ReportError(f"{result.target}: flagged contradicts probability and threshold")
-
-
-def find_target(manifest: Manifest, name: str) -> Target:
-    """The manifest's target of that name.
-
-    Raises
-    ------
-    ReportError
-    """
-    for target in manifest.targets:
-        if target.name == name:
-            return target
-    raise ReportError(f"target {name} is not in the manifest of {manifest.name} {manifest.release}")
-
-
-def finite(value: Any, what: str) -> float:
-    """`value` as Python's float; `what` names it where it is none.
-
-    Raises
-    ------
-    ReportError
-    """
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ReportError(f"{what} is not a number") from error
-    if not math.isfinite(number):
-        raise ReportError(f"{what} is {number!r}: not a finite number")
-    return number
-
-
-def thresholds(prediction: Prediction) -> dict[str, float]:
-    """The thresholds that the prediction was held against, by target."""
-    return {result.target: result.threshold for result in prediction.targets}
-
-
-def weights_sha256(manifest: Manifest) -> str:
-    """One digest over the weights of every member, in the manifest's order."""
-    return hashlib.sha256("".join(member.weights_sha256 for member in manifest.members).encode()).hexdigest()
-
-
-def long_string(text: str) -> str:
-    """`text` as a legal LO (PS3.5 6.2): no backslash, no control characters, at most 64 characters."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\\]", " ", text).strip()[:64].strip()
-
-
-def equipment(prediction: Prediction, manifest: Manifest, when: datetime) -> list[ContributingEquipment]:
-    """The ensemble and each member that took part, as processing equipment (IHE AIR 6.5.3.1)."""
-    ensemble = uids.device_uid(manifest.name, manifest.release, weights_sha256(manifest))
-    return [
-        equipment_item(manifest.name, manifest.release, ensemble, f"Ensemble: {manifest.title}", when),
-        *(
-            equipment_item(
-                member.name,
-                member.version,
-                uids.device_uid(member.name, member.version, member.weights_sha256),
-                f"Member of the ensemble: {member.title}",
-                when,
-            )
-            for member in manifest.members
-            if member.name in prediction.members
-        ),
-    ]
-
-
-def equipment_item(name: str, version: str, device: str, description: str, when: datetime) -> ContributingEquipment:
-    """One Item of Contributing Equipment Sequence with purpose (109102, DCM, "Processing Equipment")."""
-    item = ContributingEquipment(
-        manufacturer=MANUFACTURER,
-        purpose_of_reference=codes.DCM.ProcessingEquipment,
-        manufacturer_model_name=long_string(name),
-        software_versions=long_string(version),
-        contribution_datetime=when.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000"),
-        contribution_description=re.sub(r"[\x00-\x1f\x7f\\]", " ", description)[:1024].strip(),
-    )
-    item.DeviceUID = device  # PS3.3 table C.12-1; highdicom has no argument for it
-    return item
-
-
-def local_time(source: Dataset, when: datetime) -> datetime:
-    """`when` as dates and times of the source are meant: in its Timezone Offset From UTC, without one in UTC."""
-    offset = source.get("TimezoneOffsetFromUTC") or "+0000"
-    minutes = int(offset[1:3]) * 60 + int(offset[3:5])
-    zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
-    return when.astimezone(zone).replace(microsecond=0, tzinfo=None)
-
-
-def seal(result: Dataset, source: Dataset, when: datetime, contributors: list[ContributingEquipment]) -> None:
-    """Give a result its patient and study, and put `when` and our own names where highdicom put now and its own.
-
-    highdicom names itself as processing equipment too; AIR's readers would take it for an algorithm.
-    """
-    # A copy, for highdicom shares the elements: a change to one result would be one to the other and to the source.
-    result.copy_patient_and_study_information(deepcopy(source))
-    local = local_time(source, when)
-    result.add_new("InstanceCreationDate", "DA", local.strftime("%Y%m%d"))
-    result.add_new("InstanceCreationTime", "TM", local.strftime("%H%M%S"))
-    if source.get("TimezoneOffsetFromUTC"):
-        result.TimezoneOffsetFromUTC = source.TimezoneOffsetFromUTC
-    result.ContributingEquipmentSequence = contributors
-    result.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
-    result.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
-
-
-def encode(result: Dataset) -> bytes:
-    """The result as a PS3.10 file: explicit VR little endian, uncompressed."""
-    buffer = BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a cited UID that was illegal in the source is written as it came
-        dcmwrite(buffer, result, enforce_file_format=True)
-    return buffer.getvalue()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.archive import Archive
+from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
 from dicom_node.domain import NodeError
@@ -88,11 +89,12 @@ def deliver(settings: Settings) -> None:
 def sweep(settings: Settings) -> None:
     """Every `sweep_s` seconds: give back the claims whose lease ran out, and check the invariant."""
     stop = stop_on_signal()
-    ledger = Ledger(Database(settings.database_url))
+    database = Database(settings.database_url)
+    claims, ledger = Claims(database), Ledger(database)
     announce_ready()
     while not stop.is_set():
         try:
-            expired = ledger.expire_leases(settings.max_attempts)
+            expired = claims.expire_leases(settings.max_attempts)
             if expired:
                 log.warning("gave back %d screenings whose lease ran out", expired)
             if not invariant_holds(ledger.counts()):

@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import pytest
 
@@ -38,12 +39,39 @@ def dcmtk() -> None:
         missing(f"DCMTK is not installed: {', '.join(absent)}")
 
 
+class Validate(Protocol):
+    """Fails the test where a validator finds an error in the file."""
+
+    def __call__(self, file: Path) -> None: ...
+
+
 @pytest.fixture(scope="session")
-def validators() -> None:
-    """dciodvfy (dicom3tools) and dsrdump (DCMTK) are there."""
-    absent = [name for name in ("dciodvfy", "dsrdump") if shutil.which(name) is None]
+def validators() -> Validate:
+    """Fails where dciodvfy finds an error in the file, or DCMTK cannot read it as the Structured Report that it is.
+
+    Neither is enough: dciodvfy does not check the relationships in an SR tree, dsrdump does not check modules.
+    """
+    absent = [name for name in ("dciodvfy", "dsrdump", "dcmdump") if shutil.which(name) is None]
     if absent:
-        missing(f"validators are not installed: {', '.join(absent)}")
+        missing(f"not installed: {', '.join(absent)} (Debian: apt-get install dcmtk dicom3tools)")
+
+    def validate(file: Path) -> None:
+        found = _run("dciodvfy", file)
+        lines = (found.stdout + found.stderr).splitlines()
+        assert [line for line in lines if "Error" in line] == []
+        assert _run("dcmdump", "-q", file).returncode == 0
+        if any(line.endswith("SR") for line in lines):  # the name of the IOD
+            dumped = _run("dsrdump", file)
+            assert dumped.returncode == 0, dumped.stderr
+            assert "E: " not in dumped.stderr
+
+    return validate
+
+
+def _run(tool: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tool, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=60, check=False
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.archive import Archive
 from dicom_node.bundle import find_bundle
+from dicom_node.claims import Claims
 from dicom_node.database import Database
-from dicom_node.ledger import Ledger
 from dicom_node.roles import announce_ready, stop_on_signal
 from workers.ensemble import Ensemble
 from workers.screening import screen_claim
@@ -31,14 +31,14 @@ def work(settings: Settings) -> None:
     stop = stop_on_signal()
     ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
     archive = Archive(settings.archive_dir)
-    ledger = Ledger(Database(settings.database_url))
+    claims = Claims(Database(settings.database_url))
     name = f"{socket.gethostname()}:{os.getpid()}"
     announce_ready()
     while not stop.is_set():
         try:
-            claim = ledger.claim(name, settings.lease_s)
+            claim = claims.claim(name, settings.lease_s)
             if claim is not None:
-                screen_claim(claim, ledger=ledger, archive=archive, ensemble=ensemble, settings=settings)
+                screen_claim(claim, claims=claims, archive=archive, ensemble=ensemble, settings=settings)
                 continue
         except (SQLAlchemyError, OSError) as error:
             log.warning("the worker pauses: %s", type(error).__name__)

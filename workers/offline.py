@@ -11,19 +11,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import cv2
-from dicom_node.admission import admit
-from dicom_node.heatmap import build_heatmap, draw_heatmap
-from dicom_node.normalise import normalise
-from dicom_node.pixels import read_picture, render
-from dicom_node.report import build_report, encode
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from dicom_node.admission import admit
 from dicom_node.bundle import find_bundle
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
+from dicom_node.heatmap import build_heatmap, draw_heatmap
+from dicom_node.normalise import normalise
+from dicom_node.pixels import read_picture, render
+from dicom_node.report import build_report
+from dicom_node.results import encode
 from workers.ensemble import Ensemble
 
 if TYPE_CHECKING:

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from dicom_node.heatmap import build_heatmap
-from dicom_node.normalise import normalise
-from dicom_node.pixels import render
-from dicom_node.report import build_report, encode
 from pydicom import dcmread
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.claims import Product, StoredMap
 from dicom_node.domain import (
     DeclinedByPixelsError,
     LostLeaseError,
@@ -27,7 +24,11 @@ from dicom_node.domain import (
     Prediction,
     State,
 )
-from dicom_node.ledger import Product, StoredMap
+from dicom_node.heatmap import build_heatmap
+from dicom_node.normalise import normalise
+from dicom_node.pixels import render
+from dicom_node.report import build_report
+from dicom_node.results import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
     from dicom_node.archive import Archive
+    from dicom_node.claims import Claim, Claims, StoredPrediction
     from dicom_node.config import Settings
-    from dicom_node.ledger import Claim, Ledger, StoredPrediction
     from workers.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
@@ -48,13 +49,13 @@ class MissingFileError(NodeError):
     reason = "archive_missing"
 
 
-def screen_claim(claim: Claim, *, ledger: Ledger, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
+def screen_claim(claim: Claim, *, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
     """The screening is `reported`, `withheld`, `declined` or `failed`, or waits again; never raises for its image."""
     try:
-        with _kept_alive(claim, ledger, settings.lease_s):
-            _advance(claim, ledger, archive, ensemble, settings)
+        with _kept_alive(claim, claims, settings.lease_s):
+            _advance(claim, claims, archive, ensemble, settings)
     except DeclinedByPixelsError as error:
-        ledger.decline(claim, error.decline_reason, str(error))
+        claims.decline(claim, error.decline_reason, str(error))
         log.info("screening %d declined: %s", claim.screening_id, error.reason)
     except LostLeaseError as error:
         log.warning("%s; its result is dropped", error)
@@ -63,22 +64,22 @@ def screen_claim(claim: Claim, *, ledger: Ledger, archive: Archive, ensemble: En
     except NodeError as error:
         log.warning("screening %d: %s", claim.screening_id, error)
         if error.permanent:
-            ledger.fail(claim, error)
+            claims.fail(claim, error)
         else:
-            ledger.give_back(claim, str(error), failed=True, max_failures=settings.max_attempts)
+            claims.give_back(claim, str(error), failed=True, max_failures=settings.max_attempts)
     except Exception as error:  # one image never ends the worker
         where = _where(error)
         log.exception("screening %d: %s", claim.screening_id, where, exc_info=False)
-        ledger.give_back(claim, where, failed=True, max_failures=settings.max_attempts)
+        claims.give_back(claim, where, failed=True, max_failures=settings.max_attempts)
 
 
-def _advance(claim: Claim, ledger: Ledger, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
+def _advance(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
     source = _read(archive, claim.path)
     pixels = render(source, max_pixels=settings.max_pixels)
     if claim.state is State.CLAIMED:
         (prediction,) = ensemble.predict([pixels])
-        ledger.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
-    stored = ledger.load_prediction(claim)  # what is reported is what the ledger holds
+        claims.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
+    stored = claims.load_prediction(claim)  # what is reported is what the ledger holds
     prediction = _with_maps(stored, archive)
     header, notes = normalise(source)
     heatmap = build_heatmap(
@@ -96,7 +97,7 @@ def _advance(claim: Claim, ledger: Ledger, archive: Archive, ensemble: Ensemble,
         Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds)))
         for kind, ds in ((ObjectKind.HEATMAP, heatmap), (ObjectKind.REPORT, report))
     ]
-    ledger.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
+    claims.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
     log.info("screening %d reported", claim.screening_id)
 
 
@@ -135,14 +136,14 @@ def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
 
 
 @contextmanager
-def _kept_alive(claim: Claim, ledger: Ledger, lease_s: float) -> Iterator[None]:
+def _kept_alive(claim: Claim, claims: Claims, lease_s: float) -> Iterator[None]:
     """The claim's lease is renewed from a thread while the block runs; a lost one is left to the block's writes."""
     done = threading.Event()
 
     def renew() -> None:
         while not done.wait(lease_s / 4):
             try:
-                ledger.renew(claim, lease_s)
+                claims.renew(claim, lease_s)
             except LostLeaseError:
                 return
             except SQLAlchemyError:

@@ -84,9 +84,7 @@ def test_the_validators_find_no_error(validators, orthanc, films, tmp_path):
         for sop_class in (SECONDARY_CAPTURE, COMPREHENSIVE_3D_SR):
             path = tmp_path / f"{number}-{sop_class}.dcm"
             download(orthanc, of_study(orthanc, ds, sop_class), path)
-            done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60, check=False)
-            told = done.stdout + done.stderr
-            assert not [line for line in told.splitlines() if line.startswith("Error")], told
+            validators(path)
         done = subprocess.run(["dsrdump", str(path)], capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert "COVID-19" in done.stdout

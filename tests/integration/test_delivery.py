@@ -10,16 +10,17 @@ from pynetdicom import AE, dsutils, evt
 from sqlalchemy import select
 
 from dicom_node.archive import Archive
+from dicom_node.claims import Claims, Product
 from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
 from dicom_node.demo.pacs import free_port
 from dicom_node.demo.phantom import phantom_dataset
 from dicom_node.domain import DeliveryError, ObjectKind
-from dicom_node.ledger import Ledger, Product
+from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
 from dicom_node.pacs import Pacs
-from dicom_node.report import encode
+from dicom_node.results import encode
 from dicom_node.tables import DeliveryTryRow, ScreeningRow
 from tests.result_factories import manifest
 from tests.unit.test_ledger import prediction, received
@@ -51,16 +52,16 @@ def parcels(tmp_path):
     """A reported screening whose two objects are due at `pacs`."""
     database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     database.upgrade()
-    ledger, archive = Ledger(database), Archive(tmp_path / "archive")
+    ledger, claims, archive = Ledger(database), Claims(database), Archive(tmp_path / "archive")
     ledger.activate_release(manifest())
     ledger.record(received())
-    claim = ledger.claim("worker", 60)
-    ledger.save_prediction(claim, prediction(claim.manifest), [])
+    claim = claims.claim("worker", 60)
+    claims.save_prediction(claim, prediction(claim.manifest), [])
     products = []
     for number, kind in enumerate((ObjectKind.HEATMAP, ObjectKind.REPORT)):
         ds = phantom_dataset(number)
         products.append(Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds))))
-    ledger.save_results(claim, products, ["pacs"], [])
+    claims.save_results(claim, products, ["pacs"], [])
     outbox = Outbox(database, retry_base_s=60, retry_max_s=60)
     yield database, outbox, archive
     database.close()

@@ -15,7 +15,8 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from dicom_node.domain import TargetResult
 from dicom_node.normalise import TYPE_2
-from dicom_node.report import SOP_CLASSES, encode
+from dicom_node.report import SOP_CLASSES
+from dicom_node.results import encode
 from tests.factories import chest_dataset, chest_pixels, code
 from tests.result_factories import manifest, prediction, read_result, results, stored, target
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
 
-    from tests.integration.conftest import Validate
+    from tests.conftest import Validate
 
 
 def stripped() -> Dataset:

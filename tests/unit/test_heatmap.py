@@ -9,7 +9,7 @@ import pytest
 from dicom_node import heatmap
 from dicom_node.domain import TargetResult
 from dicom_node.heatmap import BANNER, draw_heatmap, layout, mean_activation
-from dicom_node.report import ReportError, encode
+from dicom_node.results import ResultError, encode
 from tests.factories import chest_dataset
 from tests.result_factories import manifest, member, prediction, results, spot, stored, target, xray
 
@@ -262,7 +262,7 @@ def test_what_changes_the_picture_changes_its_uid() -> None:
     ],
 )
 def test_a_prediction_that_does_not_fit_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ReportError):
+    with pytest.raises(ResultError):
         results(stored(chest_dataset()), prediction(**wrong))
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from dicom_node.archive import ArchivedFile
+from dicom_node.claims import Claims, Product, StoredMap
 from dicom_node.database import Database, SchemaError
 from dicom_node.domain import (
     Admission,
@@ -23,7 +24,7 @@ from dicom_node.domain import (
     State,
     TargetResult,
 )
-from dicom_node.ledger import Ledger, Product, Received, ReleaseError, StoredMap
+from dicom_node.ledger import Ledger, Received, ReleaseError
 from dicom_node.outbox import Outbox
 from dicom_node.roles import invariant_holds
 from dicom_node.tables import Base, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow
@@ -49,8 +50,13 @@ def ledger(database):
 
 
 @pytest.fixture
+def claims(database):
+    return Claims(database)
+
+
+@pytest.fixture
 def outbox(database):
-    return Outbox(database, retry_base_s=0.01, retry_max_s=0.02)
+    return Outbox(database, retry_base_s=0.5, retry_max_s=0.5)
 
 
 def received(number=1, admission=ADMITTED, sha256="a" * 64, **changed):
@@ -92,11 +98,11 @@ def products():
     ]
 
 
-def reported(ledger, destinations=("pacs",)):
+def reported(ledger, claims, destinations=("pacs",)):
     ledger.record(received())
-    claim = ledger.claim("worker", 20)
-    ledger.save_prediction(claim, prediction(claim.manifest), [stored_map()])
-    ledger.save_results(claim, products(), list(destinations), ["StudyDate: illegal DA, emptied"])
+    claim = claims.claim("worker", 20)
+    claims.save_prediction(claim, prediction(claim.manifest), [stored_map()])
+    claims.save_results(claim, products(), list(destinations), ["StudyDate: illegal DA, emptied"])
     return claim
 
 
@@ -132,10 +138,10 @@ def test_a_new_instance_waits(ledger):
     assert invariant_holds(counts)
 
 
-def test_a_declined_instance_is_recorded_with_its_reason_and_never_claimed(ledger, database):
+def test_a_declined_instance_is_recorded_with_its_reason_and_never_claimed(ledger, database, claims):
     ledger.record(received(admission=LATERAL))
     assert ledger.counts()["declined"] == 1
-    assert ledger.claim("worker", 20) is None
+    assert claims.claim("worker", 20) is None
     with database.read() as session:
         assert session.scalars(select(ScreeningRow.reason)).one() == "lateral"
 
@@ -167,19 +173,19 @@ def test_a_release_with_another_manifest_under_the_same_name_is_refused(ledger):
         ledger.activate_release(changed)
 
 
-def test_what_waits_is_screened_by_the_release_that_is_active_when_it_is_claimed(ledger):
+def test_what_waits_is_screened_by_the_release_that_is_active_when_it_is_claimed(ledger, claims):
     ledger.record(received())
     ledger.activate_release(make_manifest().model_copy(update={"release": "2.0.0"}))
-    assert ledger.claim("worker", 20).manifest.release == "2.0.0"
+    assert claims.claim("worker", 20).manifest.release == "2.0.0"
 
 
-def test_two_workers_never_claim_the_same_screening(ledger):
+def test_two_workers_never_claim_the_same_screening(ledger, claims):
     for number in range(40):
         ledger.record(received(number))
     claimed = []
 
     def work(name):
-        while (claim := ledger.claim(name, 20)) is not None:
+        while (claim := claims.claim(name, 20)) is not None:
             claimed.append(claim.screening_id)
 
     threads = [threading.Thread(target=work, args=(f"worker{index}",)) for index in range(4)]
@@ -190,8 +196,8 @@ def test_two_workers_never_claim_the_same_screening(ledger):
     assert len(claimed) == len(set(claimed)) == 40
 
 
-def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox):
-    reported(ledger)
+def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox, claims):
+    reported(ledger, claims)
     for parcel in outbox.claim(10, 60):
         outbox.sent(parcel, 0x0000)
     with database.read() as session:
@@ -199,12 +205,12 @@ def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox):
     assert states == ["waiting", "claimed", "predicted", "reported", "delivered"]
 
 
-def test_the_stored_prediction_comes_back_to_the_last_bit(ledger):
+def test_the_stored_prediction_comes_back_to_the_last_bit(ledger, claims):
     ledger.record(received())
-    claim = ledger.claim("worker", 20)
+    claim = claims.claim("worker", 20)
     given = prediction(claim.manifest)
-    ledger.save_prediction(claim, given, [stored_map()])
-    found = ledger.load_prediction(claim)
+    claims.save_prediction(claim, given, [stored_map()])
+    found = claims.load_prediction(claim)
     assert found.prediction.targets == given.targets
     assert found.prediction.members == given.members
     ((row, member, name),) = found.maps
@@ -212,84 +218,84 @@ def test_the_stored_prediction_comes_back_to_the_last_bit(ledger):
     assert found.predicted_at.tzinfo is not None
 
 
-def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database):
+def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database, claims):
     ledger.record(received())
-    late = ledger.claim("late", 0.001)
+    late = claims.claim("late", 0.001)
     time.sleep(0.05)
-    assert ledger.expire_leases(max_failures=3) == 1
-    current = ledger.claim("current", 20)
+    assert claims.expire_leases(max_failures=3) == 1
+    current = claims.claim("current", 20)
     assert current.attempt == late.attempt + 1
     for write in (
-        lambda: ledger.renew(late, 20),
-        lambda: ledger.save_prediction(late, prediction(late.manifest), []),
-        lambda: ledger.decline(late, DeclineReason.CONSTANT, ""),
-        lambda: ledger.fail(late, PixelError("x", "y")),
-        lambda: ledger.give_back(late, "", failed=True, max_failures=3),
+        lambda: claims.renew(late, 20),
+        lambda: claims.save_prediction(late, prediction(late.manifest), []),
+        lambda: claims.decline(late, DeclineReason.CONSTANT, ""),
+        lambda: claims.fail(late, PixelError("x", "y")),
+        lambda: claims.give_back(late, "", failed=True, max_failures=3),
     ):
         with pytest.raises(LostLeaseError):
             write()
     assert state_of(database) == State.CLAIMED
-    ledger.save_prediction(current, prediction(current.manifest), [])
+    claims.save_prediction(current, prediction(current.manifest), [])
     assert state_of(database) == State.PREDICTED
 
 
-def test_a_lost_lease_writes_nothing_even_while_nobody_else_has_claimed(ledger, database):
+def test_a_lost_lease_writes_nothing_even_while_nobody_else_has_claimed(ledger, database, claims):
     ledger.record(received())
-    late = ledger.claim("late", 0.001)
+    late = claims.claim("late", 0.001)
     time.sleep(0.05)
-    ledger.expire_leases(max_failures=3)
+    claims.expire_leases(max_failures=3)
     with pytest.raises(LostLeaseError):
-        ledger.save_prediction(late, prediction(late.manifest), [])
+        claims.save_prediction(late, prediction(late.manifest), [])
     assert state_of(database) == State.WAITING
 
 
-def test_a_renewed_lease_does_not_expire(ledger):
+def test_a_renewed_lease_does_not_expire(ledger, claims):
     ledger.record(received())
-    claim = ledger.claim("worker", 0.2)
-    ledger.renew(claim, 20)
+    claim = claims.claim("worker", 0.2)
+    claims.renew(claim, 20)
     time.sleep(0.3)
-    assert ledger.expire_leases(max_failures=3) == 0
+    assert claims.expire_leases(max_failures=3) == 0
 
 
-def test_three_expired_leases_end_a_screening(ledger, database):
+def test_three_expired_leases_end_a_screening(ledger, database, claims):
     ledger.record(received())
     for _ in range(3):
-        assert ledger.claim("worker", 0.001) is not None
+        assert claims.claim("worker", 0.001) is not None
         time.sleep(0.02)
-        ledger.expire_leases(max_failures=3)
-    assert ledger.claim("worker", 20) is None
+        claims.expire_leases(max_failures=3)
+    assert claims.claim("worker", 20) is None
     with database.read() as session:
         row = session.scalars(select(ScreeningRow)).one()
     assert (row.state, row.reason, row.failures) == ("failed", "attempts_exhausted", 3)
 
 
-def test_a_restart_gives_back_every_claim_at_once_and_uncounted(ledger, database):
+def test_a_restart_gives_back_every_claim_at_once_and_uncounted(ledger, database, claims):
     ledger.record(received())
     for _ in range(5):
-        assert ledger.claim("worker", 20) is not None
-        assert ledger.recover() == 1
+        assert claims.claim("worker", 20) is not None
+        assert claims.recover() == 1
     with database.read() as session:
         row = session.scalars(select(ScreeningRow)).one()
     assert (row.state, row.failures, row.attempt) == ("waiting", 0, 5)
 
 
-def test_a_predicted_screening_keeps_its_prediction_over_a_restart(ledger):
+def test_a_predicted_screening_keeps_its_prediction_over_a_restart(ledger, claims):
     ledger.record(received())
-    claim = ledger.claim("worker", 20)
-    ledger.save_prediction(claim, prediction(claim.manifest), [])
-    ledger.recover()
-    again = ledger.claim("worker", 20)
+    claim = claims.claim("worker", 20)
+    claims.save_prediction(claim, prediction(claim.manifest), [])
+    claims.recover()
+    again = claims.claim("worker", 20)
     assert again.state is State.PREDICTED
-    assert ledger.load_prediction(again).prediction.members == prediction(claim.manifest).members
+    assert claims.load_prediction(again).prediction.members == prediction(claim.manifest).members
 
 
-def test_without_a_destination_results_are_withheld(ledger, database):
-    reported(ledger, destinations=())
+def test_without_a_destination_results_are_withheld(ledger, database, claims):
+    reported(ledger, claims, destinations=())
     assert state_of(database) == State.WITHHELD
 
 
-def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, database, outbox):
-    reported(ledger, destinations=("pacs", "archive"))
+def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, database, outbox, claims):
+    reported(ledger, claims, destinations=("pacs", "archive"))
     for expected in ("pacs", "archive"):
         assert state_of(database) == State.REPORTED
         parcels = outbox.claim(10, 60)
@@ -300,30 +306,30 @@ def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, d
     assert state_of(database) == State.DELIVERED
 
 
-def test_the_heatmap_leaves_before_the_report_that_cites_it(ledger, outbox):
-    reported(ledger)
+def test_the_heatmap_leaves_before_the_report_that_cites_it(ledger, outbox, claims):
+    reported(ledger, claims)
     assert [parcel.sop_instance_uid for parcel in outbox.claim(10, 60)] == ["2.25.1", "2.25.2"]
 
 
-def test_a_leased_parcel_is_not_claimed_twice(ledger, outbox):
-    reported(ledger)
+def test_a_leased_parcel_is_not_claimed_twice(ledger, outbox, claims):
+    reported(ledger, claims)
     assert len(outbox.claim(10, 60)) == 2
     assert outbox.claim(10, 60) == []
 
 
-def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox):
-    reported(ledger)
+def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox, claims):
+    reported(ledger, claims)
     for parcel in outbox.claim(10, 60):
         outbox.not_sent(parcel, DeliveryError("down", permanent=False))
     assert outbox.claim(10, 60) == []
-    time.sleep(0.05)
+    time.sleep(0.7)
     again = outbox.claim(10, 60)
     assert [parcel.tries for parcel in again] == [1, 1]
     assert state_of(database) == State.REPORTED
 
 
-def test_a_rejection_stops_and_shows(ledger, database, outbox):
-    reported(ledger)
+def test_a_rejection_stops_and_shows(ledger, database, outbox, claims):
+    reported(ledger, claims)
     for parcel in outbox.claim(10, 60):
         outbox.not_sent(parcel, DeliveryError("unknown AE", permanent=True, status=0x0124))
     assert outbox.claim(10, 60) == []
@@ -350,8 +356,8 @@ def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, tmp_
     assert ledger.counts()["received"] == 0
 
 
-def test_the_notes_of_the_normalised_copy_are_kept(ledger, database):
-    reported(ledger)
+def test_the_notes_of_the_normalised_copy_are_kept(ledger, database, claims):
+    reported(ledger, claims)
     with database.read() as session:
         assert session.scalars(select(InstanceRow.notes)).one() == ["StudyDate: illegal DA, emptied"]
         assert session.scalar(select(func.count()).select_from(InstanceRow)) == 1

@@ -13,7 +13,8 @@ from pydicom.uid import ComprehensiveSRStorage, EnhancedSRStorage, ExplicitVRLit
 
 from dicom_node import __version__
 from dicom_node.domain import MANUFACTURER, MODEL_NAME, TargetResult
-from dicom_node.report import NOT_FOR_DIAGNOSIS, SOP_CLASSES, ReportError, encode, output_code
+from dicom_node.report import NOT_FOR_DIAGNOSIS, SOP_CLASSES, output_code
+from dicom_node.results import ResultError, encode
 from tests.factories import chest_dataset
 from tests.result_factories import manifest, member, prediction, read_result, results, stored, target
 
@@ -78,14 +79,14 @@ def test_numbers_of_numpy_are_taken_as_they_are(source: Dataset) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "0.5x"])
 def test_a_number_that_is_none_is_refused_by_name(source: Dataset, value: Any) -> None:
-    with pytest.raises(ReportError, match="zhang p_ano"):
+    with pytest.raises(ResultError, match="zhang p_ano"):
         results(source, prediction(members={"zhang": {"p_ano": value}}))
 
 
 def test_a_probability_outside_0_to_1_is_refused_by_name(source: Dataset) -> None:
-    with pytest.raises(ReportError, match=r"zhang p_cls is 1\.5: not a probability"):
+    with pytest.raises(ResultError, match=r"zhang p_cls is 1\.5: not a probability"):
         results(source, prediction(members={"zhang": {"p_cls": 1.5}}))
-    with pytest.raises(ReportError, match="probability of covid"):
+    with pytest.raises(ResultError, match="probability of covid"):
         results(source, prediction(1.5))
 
 
