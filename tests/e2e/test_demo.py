@@ -1,0 +1,73 @@
+"""`dicom-node demo` with both kinds of PACS, and with images of one's own."""
+
+import subprocess
+import sys
+
+import cv2
+import pytest
+
+from dicom_node.config import Settings
+from dicom_node.demo import pacs
+from dicom_node.demo.phantom import draw_phantom, phantom_dataset
+from dicom_node.demo.run import DemoError, run
+
+
+def demo(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "dicom_node", "demo", "--folder", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def test_the_demo_shows_every_result_in_orthanc(orthanc_program, tmp_path):
+    done = demo(tmp_path, "--count", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PACS: Orthanc" in done.stdout
+    assert done.stdout.count("delivered") == 2
+    assert done.stdout.count("in PACS") == 4
+    assert "every result stands in the PACS" in done.stdout
+    assert "not a medical device" in done.stdout
+
+
+@pytest.fixture
+def no_orthanc(monkeypatch):
+    monkeypatch.setattr(pacs, "find_orthanc", lambda: None)
+
+
+def test_the_demo_runs_without_orthanc(no_orthanc, tmp_path, capsys):
+    assert run(Settings(), images=None, folder=tmp_path, count=2)
+    assert "every result stands in the PACS" in capsys.readouterr().out
+
+
+def test_the_demo_takes_images_of_ones_own_and_shows_what_was_declined(no_orthanc, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    film = (draw_phantom(7, rows=512, columns=448, opacities=1) >> 4).astype("uint8")
+    cv2.imwrite(str(images / "film.png"), film)
+    cv2.imwrite(str(images / "film.jpg"), film[:400])
+    lateral = phantom_dataset(1, fresh_uids=True)
+    lateral.ViewPosition = "LL"
+    lateral.save_as(images / "lateral.dcm", enforce_file_format=True)
+    (images / "notes.txt").write_text("no image")
+    assert run(Settings(), images=images, folder=tmp_path / "demo", count=1)
+    told = capsys.readouterr().out
+    assert told.count("delivered") == 2
+    assert "lateral" in told
+    assert "left out" in told
+
+
+def test_the_demo_fails_where_a_result_is_missing(no_orthanc, tmp_path, capsys, monkeypatch):
+    from dicom_node.demo import run as module
+
+    monkeypatch.setattr(module, "_found", lambda *_: frozenset())
+    assert not run(Settings(), images=None, folder=tmp_path, count=1)
+    assert "results are missing in the PACS" in capsys.readouterr().out
+
+
+def test_an_empty_folder_is_named(no_orthanc, tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DemoError, match="holds no files"):
+        run(Settings(), images=tmp_path / "images", folder=tmp_path / "demo", count=1)

@@ -1,0 +1,130 @@
+"""`dicom-node screen`: files and folders offline, one line an input, whatever the input is."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import pytest
+from pydicom import dcmread
+
+from dicom_node.demo.phantom import draw_phantom, phantom_dataset
+
+KEYS = {
+    "path",
+    "sop_instance_uid",
+    "admitted",
+    "reason",
+    "probability",
+    "flagged",
+    "threshold",
+    "bundle",
+    "targets",
+    "members",
+}
+
+
+def screen(*arguments):
+    """Exit status, and the JSON lines by file name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dicom_node", "screen", "--json", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.returncode, {line["path"].rpartition("/")[2]: line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A film, a lateral, pictures, and everything that can be wrong with a file."""
+    found = tmp_path_factory.mktemp("films")
+    film = phantom_dataset(0)
+    film.save_as(found / "a-film.dcm", enforce_file_format=True)
+    lateral = phantom_dataset(1)
+    lateral.ViewPosition = "LL"
+    lateral.save_as(found / "b-lateral.dcm", enforce_file_format=True)
+    pixels = (draw_phantom(3, rows=300, columns=260, opacities=2) >> 4).astype("uint8")
+    cv2.imwrite(str(found / "c-picture.png"), pixels)
+    cv2.imwrite(str(found / "d-blank.png"), pixels * 0)
+    (found / "e-broken.dcm").write_bytes((found / "a-film.dcm").read_bytes()[:3000])
+    (found / "f-broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (found / "g-text.dcm").write_text("no DICOM")
+    (found / "h-notes.txt").write_text("not an input")
+    huge = phantom_dataset(2)
+    huge.Rows = huge.Columns = 65535
+    huge.save_as(found / "i-huge.dcm", enforce_file_format=True)
+    last = phantom_dataset(3)
+    last.save_as(found / "j-last", enforce_file_format=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return *screen(folder, folder / "nowhere.dcm", "--out", out), out
+
+
+def test_every_input_has_a_line_with_the_documented_keys(answers):
+    _, lines, _ = answers
+    assert list(lines) == [
+        "a-film.dcm",
+        "b-lateral.dcm",
+        "c-picture.png",
+        "d-blank.png",
+        "e-broken.dcm",
+        "f-broken.jpg",
+        "g-text.dcm",
+        "i-huge.dcm",
+        "j-last",
+        "nowhere.dcm",
+    ]
+    for line in lines.values():
+        assert line.keys() - {"error"} == KEYS
+
+
+def test_unreadable_files_say_why_and_the_exit_status_is_1(answers):
+    status, lines, _ = answers
+    assert status == 1
+    broken = {name for name, line in lines.items() if "error" in line}
+    assert broken == {"e-broken.dcm", "f-broken.jpg", "g-text.dcm", "i-huge.dcm", "nowhere.dcm"}
+    assert "(0028,0010)" in lines["i-huge.dcm"]["error"]
+    assert "no such file" in lines["nowhere.dcm"]["error"]
+
+
+def test_the_others_are_screened(answers):
+    _, lines, _ = answers
+    for name in ("a-film.dcm", "c-picture.png", "j-last"):
+        line = lines[name]
+        assert line["admitted"] is True
+        assert line["reason"] is None
+        first = next(iter(line["targets"].values()))
+        assert (line["probability"], line["threshold"], line["flagged"]) == (
+            first["probability"],
+            first["threshold"],
+            first["flagged"],
+        )
+        assert line["flagged"] == (line["probability"] >= line["threshold"])
+        assert set(line["members"]["zhang"]) == {"p_cls", "p_ano", "p_avg"}
+
+
+def test_what_is_declined_has_its_reason_and_no_figures(answers):
+    _, lines, _ = answers
+    for name, reason in (("b-lateral.dcm", "lateral"), ("d-blank.png", "constant")):
+        line = lines[name]
+        assert (line["admitted"], line["reason"], line["probability"], line["flagged"]) == (False, reason, None, None)
+
+
+def test_results_are_written_where_asked(answers):
+    _, _, out = answers
+    names = sorted(path.name.partition("-")[0] + path.name[path.name.index(".") :] for path in out.iterdir())
+    assert names == ["a.heatmap.dcm", "a.report.dcm", "c.heatmap.png", "j.heatmap.dcm", "j.report.dcm"]
+    assert dcmread(next(out.glob("a-*.report.dcm"))).Modality == "SR"
+
+
+def test_the_exit_status_is_0_where_everything_could_be_read(folder):
+    status, lines = screen(folder / "a-film.dcm", folder / "b-lateral.dcm")
+    assert status == 0
+    assert len(lines) == 2
