@@ -1,4 +1,4 @@
-"""Chest X-rays of nobody: drawn phantoms, and pictures wrapped as DICOM, for the demo and the tests.
+"""Chest X-rays of nobody: drawn phantoms.
 
 A phantom is a sum of path lengths along the beam, in centimetres of soft tissue, that a film curve turns into pixel
 values. Lengths are in centimetres on the patient: x to the image's right (the patient's left), y downwards, the
@@ -7,28 +7,13 @@ origin at the middle of the chest.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import (
-    ComputedRadiographyImageStorage,
-    ExplicitVRLittleEndian,
-    SecondaryCaptureImageStorage,
-    generate_uid,
-)
-
-from dicom_node import __version__
-from dicom_node.domain import PixelError
-from dicom_node.uids import derive_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -38,7 +23,6 @@ if TYPE_CHECKING:
 # What of the patient fits on the film, whatever its shape.
 FIELD_HEIGHT_CM, FIELD_WIDTH_CM = 38.0, 33.5
 WHITE = 4095  # 12 bits
-MAKER = "CXR-DEMO"  # of the identities and of the images
 
 # The film curve: centimetres of soft tissue -> share of the range. Air is black, the spine nearly white.
 TISSUE_CM = (-4.0, 0.0, 3.0, 7.0, 11.0, 15.0, 19.0, 23.0, 28.0, 34.0)
@@ -83,24 +67,6 @@ RIB_DROP = (4.2, 6.0, 7.4, 8.6, 9.6, 10.4, 11.0, 11.2, 11.0, 10.4, 9.6)
 FIRST_RIB_CM, RIB_SPACING_CM = -14.6, 2.34
 
 
-class _Case(NamedTuple):
-    """What varies between the phantoms of `phantom_dataset`."""
-
-    rows: int
-    columns: int
-    opacities: int
-    inverted: bool
-
-
-CASES = (
-    _Case(1024, 896, 0, inverted=False),
-    _Case(1024, 1024, 3, inverted=False),
-    _Case(1152, 960, 0, inverted=True),
-    _Case(896, 1088, 2, inverted=False),
-    _Case(1280, 1056, 5, inverted=True),
-)
-
-
 def draw_phantom(seed: int, *, rows: int, columns: int, opacities: int) -> NDArray[np.uint16]:
     """A frontal chest X-ray of nobody, the same for the same arguments.
 
@@ -131,88 +97,11 @@ def draw_phantom(seed: int, *, rows: int, columns: int, opacities: int) -> NDArr
     return _expose(film, tissue, rng)
 
 
-def phantom_dataset(index: int, *, fresh_uids: bool = False) -> Dataset:
-    """A complete Computed Radiography instance of phantom `index`, explicit VR little endian.
-
-    Parameters
-    ----------
-    fresh_uids
-        Whether each call is a new study; otherwise the UIDs are derived from `index`.
-    """
-    case = CASES[index % len(CASES)]
-    pixels = draw_phantom(index, rows=case.rows, columns=case.columns, opacities=case.opacities)
-    rng = np.random.default_rng([index, 2])
-    ds = _instance(ComputedRadiographyImageStorage, *(() if fresh_uids else ("phantom", str(index))))
-    number = index + 1
-    ds.PatientName = f"PHANTOM^{number}"
-    ds.PatientID = f"PHANTOM-{number}"
-    ds.PatientBirthDate = f"{rng.integers(1940, 2000)}0101"
-    ds.PatientSex = "O"
-    day = f"202401{1 + index % 28:02d}"
-    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = day
-    ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = f"{8 + index // 60 % 12:02d}{index % 60:02d}00"
-    ds.StudyID = ds.AccessionNumber = f"PH{number}"
-    ds.StudyDescription = "XR CHEST PA (PHANTOM)"
-    ds.SeriesDescription = "PA"
-    ds.ManufacturerModelName = "phantom"
-    ds.ImageType = ["ORIGINAL", "PRIMARY"]
-    ds.BodyPartExamined = "CHEST"
-    ds.ViewPosition = "PA"
-    ds.PatientOrientation = ["L", "F"]
-    spacing_mm = round(10.0 / _pixels_per_cm(case.rows, case.columns), 4)
-    ds.ImagerPixelSpacing = [spacing_mm, spacing_mm]
-    ds.LossyImageCompression = "00"
-    if case.inverted:
-        pixels = WHITE - pixels
-    ds.PhotometricInterpretation = "MONOCHROME1" if case.inverted else "MONOCHROME2"
-    ds.PresentationLUTShape = "INVERSE" if case.inverted else "IDENTITY"
-    low, high = (int(value) for value in np.percentile(pixels, (1, 99)))
-    ds.WindowCenter, ds.WindowWidth = (low + high) // 2, high - low
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
-    _set_pixels(ds, pixels.astype("<u2"))
-    return ds
-
-
-def picture_dataset(path: Path) -> Dataset:
-    """The PNG or JPEG file as a Secondary Capture instance of modality CR.
-
-    The identity comes from a digest of the file's bytes, so the same picture is always the same instance; the file's
-    name does not enter it. Nothing is claimed about body part, view or date.
-
-    Raises
-    ------
-    PixelError
-        Where the file is not such a picture.
-    """
-    try:
-        encoded = path.read_bytes()
-        pixels, is_jpeg = _decode(encoded)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PixelError("picture", f"{path} cannot be read as a PNG or JPEG picture: {error}") from error
-    digest = hashlib.sha256(encoded).hexdigest()
-    ds = _instance(SecondaryCaptureImageStorage, "picture", digest)
-    ds.PatientName = f"PICTURE^{digest[:12]}"
-    ds.PatientID = f"PICTURE-{digest[:12]}"
-    ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ds.AccessionNumber = None
-    ds.StudyID = None
-    ds.PatientOrientation = ds.Laterality = None
-    ds.ConversionType = "WSD"
-    ds.ImageType = ["DERIVED", "SECONDARY"]
-    ds.LossyImageCompression = "01" if is_jpeg else "00"
-    if is_jpeg:
-        ds.LossyImageCompressionRatio = round(max(1.0, pixels.size / len(encoded)), 2)
-        ds.LossyImageCompressionMethod = "ISO_10918_1"
-    ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
-    _set_pixels(ds, pixels)
-    return ds
-
-
 class _Film:
     """Planes of rows x columns, drawn on in centimetres."""
 
     def __init__(self, rows: int, columns: int, rng: np.random.Generator) -> None:
-        self.scale = _pixels_per_cm(rows, columns)
+        self.scale = pixels_per_cm(rows, columns)
         self.shape = rows, columns
         turn = np.deg2rad(rng.uniform(-1.2, 1.2))
         wide, high = rng.uniform(0.94, 1.03), rng.uniform(0.95, 1.02)
@@ -292,7 +181,8 @@ class _Film:
         return np.asarray(plane / plane.std(), np.float32)
 
 
-def _pixels_per_cm(rows: int, columns: int) -> float:
+def pixels_per_cm(rows: int, columns: int) -> float:
+    """How many pixels of a film of that shape make a centimetre on the patient."""
     return min(rows / FIELD_HEIGHT_CM, columns / FIELD_WIDTH_CM)
 
 
@@ -463,41 +353,3 @@ def _expose(film: _Film, tissue: Plane, rng: np.random.Generator) -> NDArray[np.
     place = np.clip((exposed - TISSUE_CM[0]) / step, 0, fine.size - 1).astype(np.int32)
     values = np.clip(np.round(curve * WHITE), 0, WHITE).astype(np.uint16)
     return np.asarray(values[place], np.uint16)
-
-
-def _instance(sop_class: str, *parts: str) -> Dataset:
-    """What every instance of this module holds: classes, UIDs (derived from `parts` where given), charset."""
-    ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID = sop_class
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        setattr(ds, keyword, derive_uid(*parts, keyword, __version__) if parts else generate_uid(prefix=None))
-    ds.Modality = "CR"
-    ds.Manufacturer = ds.IssuerOfPatientID = MAKER
-    ds.ReferringPhysicianName = None
-    ds.SeriesNumber = ds.InstanceNumber = 1
-    ds.BurnedInAnnotation = "NO"
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    return ds
-
-
-def _set_pixels(ds: Dataset, pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    ds.SamplesPerPixel = 1
-    ds.PixelRepresentation = 0
-    ds.Rows, ds.Columns = pixels.shape
-    content = pixels.tobytes()
-    ds.PixelData = content + b"\0" * (len(content) % 2)  # PS3.5 8.1.1: even length
-
-
-def _decode(encoded: bytes) -> tuple[NDArray[np.uint8], bool]:
-    """Grey levels of 8 bits as a viewer shows them upright, and whether the file is a JPEG."""
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as opened:
-        is_jpeg = opened.format == "JPEG"
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I"):  # 16-bit PNG; 12 bits of it are often all that is used
-            deep = np.asarray(upright, np.int64)
-            return (deep >> (4 if deep.max() <= WHITE else 8)).astype(np.uint8), is_jpeg
-        return np.asarray(upright.convert("L")), is_jpeg

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
+from dicom_node.demo.instances import phantom_dataset, picture_dataset
 from dicom_node.demo.pacs import free_port, open_pacs
-from dicom_node.demo.phantom import phantom_dataset, picture_dataset
 from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State
 from dicom_node.ledger import Ledger, Summary
 from dicom_node.node import READY_LINE

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from dicom_node.demo.phantom import phantom_dataset
+from dicom_node.demo.instances import phantom_dataset
 from dicom_node.tables import DeliveryRow, InstanceRow, ObjectRow, ScreeningRow
 from tests.e2e.harness import alive, dcmsend, results, wait_until
 

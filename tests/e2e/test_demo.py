@@ -8,7 +8,8 @@ import pytest
 
 from dicom_node.config import Settings
 from dicom_node.demo import pacs
-from dicom_node.demo.phantom import draw_phantom, phantom_dataset
+from dicom_node.demo.instances import phantom_dataset
+from dicom_node.demo.phantom import draw_phantom
 from dicom_node.demo.run import DemoError, run
 
 

@@ -9,8 +9,8 @@ import pytest
 from pynetdicom import AE
 from sqlalchemy import select
 
+from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs, free_port
-from dicom_node.demo.phantom import phantom_dataset
 from dicom_node.tables import DeliveryTryRow, InstanceRow
 from tests.e2e.harness import Node, dcmsend, destination, results, wait_until
 

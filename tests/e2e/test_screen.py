@@ -8,7 +8,8 @@ import cv2
 import pytest
 from pydicom import dcmread
 
-from dicom_node.demo.phantom import draw_phantom, phantom_dataset
+from dicom_node.demo.instances import phantom_dataset
+from dicom_node.demo.phantom import draw_phantom
 
 KEYS = {
     "path",

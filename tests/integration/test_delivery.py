@@ -14,8 +14,8 @@ from dicom_node.claims import Claims, Product
 from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
+from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
-from dicom_node.demo.phantom import phantom_dataset
 from dicom_node.domain import DeliveryError, ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox

@@ -20,8 +20,8 @@ from pynetdicom import AE
 
 from dicom_node.config import Peer
 from dicom_node.demo import pacs as demo_pacs
+from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs, PacsError, SmallPacs, find_orthanc, free_port, open_pacs
-from dicom_node.demo.phantom import phantom_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

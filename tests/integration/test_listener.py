@@ -18,8 +18,8 @@ from sqlalchemy import select
 from dicom_node.archive import Archive
 from dicom_node.config import Settings
 from dicom_node.database import Database
+from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
-from dicom_node.demo.phantom import phantom_dataset
 from dicom_node.ledger import Ledger
 from dicom_node.listener import CANNOT_UNDERSTAND, DATASET_MISMATCH, OUT_OF_RESOURCES, SUCCESS, Listener
 from dicom_node.tables import InstanceRow, ResendRow, ScreeningRow

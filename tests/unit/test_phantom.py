@@ -15,7 +15,8 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.uid import ComputedRadiographyImageStorage, SecondaryCaptureImageStorage
 
-from dicom_node.demo.phantom import CASES, WHITE, draw_phantom, phantom_dataset, picture_dataset
+from dicom_node.demo.instances import CASES, phantom_dataset, picture_dataset
+from dicom_node.demo.phantom import WHITE, draw_phantom
 from dicom_node.domain import PixelError
 
 if TYPE_CHECKING:
