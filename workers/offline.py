@@ -15,7 +15,7 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from dicom_node.admission import admit
 from dicom_node.bundle import find_bundle
@@ -91,7 +91,7 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
     inputs = [found for path in paths for found in _inputs(path)]
     bundle = f"{ensemble.manifest.name} {ensemble.manifest.release}"
     console = Console(stderr=True)
-    table = Table("input", "admitted", "probability", "threshold", "flagged", "remark")
+    table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "flagged", "remark")
     readable = True
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         for path in progress.track(inputs, description="Screening"):

@@ -233,11 +233,13 @@ def _complete(summary: Summary | None, image: _Sent) -> bool:
 
 
 def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
-    table = Table("study", "state", "probability", "decision", "report", "heatmap", "seconds", title="Screened")
+    table = Table(title="Screened")
+    for heading in ("study", "state", "p", "decision", "report", "heatmap", "seconds"):
+        table.add_column(heading, no_wrap=heading != "state", overflow="fold")
     for image in sent:
         summary = summaries.get(image.sop_instance_uid)
         if summary is None:
-            table.add_row(f"…{image.study_instance_uid[-12:]}", "not finished in time", *("-",) * 5)
+            table.add_row(f"…{image.study_instance_uid[-6:]}", "not finished in time", *("-",) * 5)
             continue
         first = summary.targets[0] if summary.targets else None
         seen = {
@@ -245,7 +247,7 @@ def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
             for kind in (ObjectKind.REPORT, ObjectKind.HEATMAP)
         }
         table.add_row(
-            f"…{image.study_instance_uid[-12:]}",
+            f"…{image.study_instance_uid[-6:]}",
             summary.state if not summary.reason else f"{summary.state}: {summary.reason}",
             f"{first.probability:.3f}" if first else "-",
             ("FLAGGED" if first.flagged else "not flagged") if first else "-",

@@ -306,6 +306,7 @@ def test_training_and_service_score_an_image_to_the_same_bit(starter, tmp_path):
     assert served.members["zhang"] == trained
 
 
+@pytest.mark.timeout(900)  # 1,062 images: half a minute on two idle cores
 def test_screening_val_reproduces_the_card(starter, data_dir):
     result = json.loads((find_bundle("starter") / "evaluation.json").read_text())["val"]
     val = read_index(data_dir / "cxr", "val")
