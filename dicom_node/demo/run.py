@@ -234,7 +234,7 @@ def _complete(summary: Summary | None, image: _Sent) -> bool:
 
 def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
     table = Table(title="Screened")
-    for heading in ("study", "state", "p", "decision", "report", "heatmap", "seconds"):
+    for heading in ("study", "state", "probability", "decision", "report", "heatmap", "seconds"):
         table.add_column(heading, no_wrap=heading != "state", overflow="fold")
     for image in sent:
         summary = summaries.get(image.sop_instance_uid)
