@@ -59,6 +59,11 @@ class _Sent:
     seconds: float | None = None
     in_pacs: frozenset[str] = frozenset()
 
+    @property
+    def shown(self) -> str:
+        """The end of the study's UID, enough to tell studies apart on a screen."""
+        return f"…{self.study_instance_uid[-8:]}"
+
 
 def run(settings: Settings, *, images: Path | None, folder: Path, count: int) -> bool:
     """Whether every image that was not declined has its report and its heatmap in the PACS."""
@@ -78,10 +83,11 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
             summaries = _wait(sent, Ledger(database), Pacs(peer, ae_title=_SENDER, timeout_s=30.0), console)
             database.close()
     console.print(_table(sent, summaries))
-    for summary in summaries.values():
-        for kind, path in summary.objects.items():
-            if kind in (ObjectKind.REPORT, ObjectKind.HEATMAP):
-                console.print(f"{kind:8} {folder / 'archive' / path}", soft_wrap=True)
+    for image in sent:
+        for kind, path in (
+            summaries[image.sop_instance_uid].objects.items() if image.sop_instance_uid in summaries else ()
+        ):
+            console.print(f"{image.shown} {kind:7} {folder / 'archive' / path}", soft_wrap=True)
     console.print(f"database {folder / 'ledger.sqlite'}", soft_wrap=True)
     complete = all(_complete(summaries.get(image.sop_instance_uid), image) for image in sent)
     console.print("every result stands in the PACS" if complete else "[bold red]results are missing in the PACS")
@@ -234,25 +240,21 @@ def _complete(summary: Summary | None, image: _Sent) -> bool:
 
 def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
     table = Table(title="Screened")
-    for heading in ("study", "state", "probability", "decision", "report", "heatmap", "seconds"):
-        table.add_column(heading, no_wrap=heading != "state", overflow="fold")
+    for heading in ("study", "state", "probability", "decision", "in PACS", "seconds"):
+        table.add_column(heading, overflow="fold")
     for image in sent:
         summary = summaries.get(image.sop_instance_uid)
         if summary is None:
-            table.add_row(f"…{image.study_instance_uid[-6:]}", "not finished in time", *("-",) * 5)
+            table.add_row(image.shown, "not finished in time", *("-",) * 4)
             continue
         first = summary.targets[0] if summary.targets else None
-        seen = {
-            kind: "in PACS" if summary.sop_instance_uids.get(kind) in image.in_pacs else "-"
-            for kind in (ObjectKind.REPORT, ObjectKind.HEATMAP)
-        }
+        held = sum(uid in image.in_pacs for uid in summary.sop_instance_uids.values())
         table.add_row(
-            f"…{image.study_instance_uid[-6:]}",
+            image.shown,
             summary.state if not summary.reason else f"{summary.state}: {summary.reason}",
             f"{first.probability:.3f}" if first else "-",
             ("FLAGGED" if first.flagged else "not flagged") if first else "-",
-            seen[ObjectKind.REPORT],
-            seen[ObjectKind.HEATMAP],
+            f"{held} of {len(summary.sop_instance_uids)}",
             f"{image.seconds:.1f}" if image.seconds is not None else "-",
         )
     return table
