@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, func, select, update
+from sqlalchemy import Select, case, func, or_, select, update
 
 from dicom_node.bundle import Manifest
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Prediction, Purpose, State
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _CLAIMABLE = (State.WAITING, State.PREDICTED)
 _HELD = (State.CLAIMED, State.PREDICTED)
+_RELEASED: dict[str, Any] = {"lease_expires_at": None, "worker": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,11 @@ class Claims:
         """The oldest screening that waits for a worker, live ones first, leased to `worker`; None where none waits."""
         waiting = (
             select(ScreeningRow.id)
-            .where(ScreeningRow.state.in_(_CLAIMABLE), ScreeningRow.lease_expires_at.is_(None))
+            .where(
+                ScreeningRow.state.in_(_CLAIMABLE),
+                ScreeningRow.lease_expires_at.is_(None),
+                or_(ScreeningRow.not_before.is_(None), ScreeningRow.not_before <= db_now()),
+            )
             .order_by(case((ScreeningRow.purpose == Purpose.LIVE, 0), else_=1), ScreeningRow.id)
             .limit(1)
         )
@@ -130,7 +135,7 @@ class Claims:
             Where the claim is no longer the holder's.
         """
         with self._database.write() as session:
-            self._write_claim(session, claim, lease_expires_at=db_now(lease_s))
+            self._write_claim(session, claim, _HELD, lease_expires_at=db_now(lease_s))
 
     def save_prediction(self, claim: Claim, prediction: Prediction, maps: Iterable[StoredMap]) -> None:
         """The prediction stands in the ledger and the screening is `predicted`, still leased to the claim."""
@@ -203,7 +208,7 @@ class Claims:
         Without destinations it is `withheld`.
         """
         with self._database.write() as session:
-            self._move(session, claim, State.PREDICTED, State.REPORTED, release=True)
+            self._move(session, claim, State.PREDICTED, State.REPORTED, **_RELEASED)
             for product in products:
                 row = ObjectRow(
                     screening_id=claim.screening_id,
@@ -235,47 +240,48 @@ class Claims:
     def decline(self, claim: Claim, reason: DeclineReason, detail: str) -> None:
         """The screening is `declined` by what its pixels show."""
         with self._database.write() as session:
-            self._move(session, claim, claim.state, State.DECLINED, release=True, reason=reason, detail=detail[:400])
+            self._move(session, claim, claim.state, State.DECLINED, reason=reason, detail=detail[:400], **_RELEASED)
 
     def fail(self, claim: Claim, error: NodeError) -> None:
         """The screening is `failed` for good."""
-        self._fail(claim, error.reason, str(error))
-
-    def give_back(self, claim: Claim, detail: str, *, failed: bool, max_failures: int) -> None:
-        """The screening waits again; `failed` counts against it, and `max_failures` of them end it."""
         with self._database.write() as session:
-            screening = session.get_one(ScreeningRow, claim.screening_id)
-            failures = screening.failures + int(failed)
+            self._fail(session, claim, error.reason, str(error))
+
+    def give_back(self, claim: Claim, detail: str, *, pause_s: float) -> None:
+        """The screening waits again, uncounted, for the fault was not its own; others go first for `pause_s`."""
+        with self._database.write() as session:
+            old = _state(session, claim)
+            values = {"detail": detail[:400], "not_before": db_now(pause_s)}
+            self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
+
+    def count_failure(self, claim: Claim, detail: str, *, max_failures: int, pause_s: float) -> None:
+        """The screening waits again after a pause that doubles, or is `failed` after `max_failures` of them."""
+        with self._database.write() as session:
+            failures = session.get_one(ScreeningRow, claim.screening_id).failures + 1
             if failures >= max_failures:
-                values: dict[str, Any] = {"reason": "attempts_exhausted", "detail": detail[:400], "failures": failures}
-                self._move(session, claim, State(screening.state), State.FAILED, release=True, **values)
+                self._fail(session, claim, "attempts_exhausted", detail, failures=failures)
                 return
-            state = State(screening.state)
-            target = State.WAITING if state == State.CLAIMED else state
-            self._move(session, claim, state, target, release=True, failures=failures, detail=detail[:400])
+            old = _state(session, claim)
+            values = {"detail": detail[:400], "failures": failures, "not_before": db_now(pause_s * 2 ** (failures - 1))}
+            self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
 
-    def _fail(self, claim: Claim, reason: str, detail: str) -> None:
-        with self._database.write() as session:
-            state = State(session.get_one(ScreeningRow, claim.screening_id).state)
-            self._move(session, claim, state, State.FAILED, release=True, reason=reason[:64], detail=detail[:400])
+    def _fail(self, session: Session, claim: Claim, reason: str, detail: str, **values: Any) -> None:
+        values |= {"reason": reason[:64], "detail": detail[:400]}
+        self._move(session, claim, _state(session, claim), State.FAILED, **values, **_RELEASED)
 
-    def _move(
-        self, session: Session, claim: Claim, old: State, new: State, *, release: bool = False, **values: Any
-    ) -> None:
-        if release:
-            values |= {"lease_expires_at": None, "worker": None}
-        self._write_claim(session, claim, state=new, **values)
+    def _move(self, session: Session, claim: Claim, old: State, new: State, **values: Any) -> None:
+        self._write_claim(session, claim, (old,), state=new, **values)
         if old != new:
             log_transition(session, claim.screening_id, old, new, claim.attempt)
 
     @staticmethod
-    def _write_claim(session: Session, claim: Claim, **values: Any) -> None:
+    def _write_claim(session: Session, claim: Claim, states: tuple[State, ...], **values: Any) -> None:
         held = (
             update(ScreeningRow)
             .where(
                 ScreeningRow.id == claim.screening_id,
                 ScreeningRow.attempt == claim.attempt,
-                ScreeningRow.state.in_(_HELD),
+                ScreeningRow.state.in_(states),
                 ScreeningRow.lease_expires_at.is_not(None),
             )
             .values(**values)
@@ -291,17 +297,18 @@ class Claims:
 
     def recover(self) -> int:
         """Every claim is given back at once, uncounted: only at the start of a node that alone owns the ledger."""
-        with self._database.write() as session:
-            session.execute(
-                update(DeliveryRow).where(DeliveryRow.lease_expires_at.is_not(None)).values(lease_expires_at=None)
-            )
         return self._take_back(
-            select(ScreeningRow).where(ScreeningRow.lease_expires_at.is_not(None)), 0, 1, "the node was restarted"
+            select(ScreeningRow).where(
+                or_(ScreeningRow.lease_expires_at.is_not(None), ScreeningRow.state == State.CLAIMED)
+            ),
+            0,
+            1,
+            "the node was restarted",
         )
 
     def _take_back(self, lost: Select[tuple[ScreeningRow]], failures: int, max_failures: int, detail: str) -> int:
         with self._database.write() as session:
-            rows = session.scalars(lost).all()
+            rows = session.scalars(lost.with_for_update(skip_locked=True)).all()
             for row in rows:
                 old = State(row.state)
                 row.failures += failures
@@ -309,11 +316,20 @@ class Claims:
                 row.detail = detail
                 if failures and row.failures >= max_failures:
                     row.state, row.reason = State.FAILED, "attempts_exhausted"
-                elif old == State.CLAIMED:
-                    row.state = State.WAITING
+                else:
+                    row.state = _after_claim(old)
                 if row.state != old:
                     log_transition(session, row.id, old, State(row.state), row.attempt)
             return len(rows)
+
+
+def _state(session: Session, claim: Claim) -> State:
+    return State(session.get_one(ScreeningRow, claim.screening_id).state)
+
+
+def _after_claim(state: State) -> State:
+    """Where a screening stands when nobody holds it any more: a prediction is kept."""
+    return State.WAITING if state is State.CLAIMED else state
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -75,11 +75,10 @@ def role(context: typer.Context, name: str) -> None:
     """Run one process of the embedded node."""
     from dicom_node import roles
 
-    settings = context.obj.settings
-    if name == "work":
-        _resolve("work")(settings)
-    else:
-        {"listen": roles.listen, "deliver": roles.deliver, "sweep": roles.sweep}[name](settings)
+    known = {"listen": roles.listen, "deliver": roles.deliver, "sweep": roles.sweep}
+    if name != "work" and name not in known:
+        raise NodeError(f"no role {name!r}: it is work, {', '.join(known)}")
+    (known.get(name) or _resolve("work"))(context.obj.settings)
 
 
 @app.command()

@@ -24,6 +24,7 @@ AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class SettingsError(NodeError):
@@ -63,15 +64,15 @@ class Settings(BaseSettings):
     accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")
     keep_declined: bool = Field(False, description="Keep the bytes of declined instances in the archive.")
     store_patient_identity: bool = Field(
-        True, description="Keep patient name, ID and accession number in the ledger, for the worklist."
+        True, description="Keep patient name, ID, accession number and study date in the ledger, for the worklist."
     )
     max_pixels: int = Field(64_000_000, ge=1, description="Largest Rows x Columns that is decoded.")
-    lease_s: float = Field(20.0, gt=0, description="Seconds after which an unrenewed claim is given back.")
-    sweep_s: float = Field(5.0, gt=0, description="Seconds between two sweeps.")
+    lease_s: Seconds = Field(20.0, description="Seconds after which an unrenewed claim is given back.")
+    sweep_s: Seconds = Field(5.0, description="Seconds between two sweeps.")
     max_attempts: int = Field(3, ge=1, description="Failed attempts at a screening before it is `failed`.")
-    retry_base_s: float = Field(5.0, gt=0, description="First pause before a delivery is tried again; it doubles.")
-    retry_max_s: float = Field(600.0, gt=0, description="Longest pause between two tries of a delivery.")
-    network_timeout_s: float = Field(30.0, gt=0, description="Longest wait for a peer's answer.")
+    retry_base_s: Seconds = Field(5.0, description="First pause before a delivery is tried again; it doubles.")
+    retry_max_s: Seconds = Field(600.0, description="Longest pause between two tries of a delivery.")
+    network_timeout_s: Seconds = Field(30.0, description="Longest wait for a peer's answer.")
     heatmap_size: int = Field(1024, ge=256, le=4096, description="Longer side of the X-ray in the heatmap, in pixels.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the networks: cpu, cuda, cuda:1.")
 
@@ -135,8 +136,10 @@ def _refuse_unknown_variables() -> None:
 
 def _one_line(error: ValidationError, config: Path | None) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    where = ".".join(str(part) for part in first["loc"])
     source = f" in {config}" if config else ""
+    if not where:  # of the settings as a whole; the input is all of them, passwords too
+        return f"wrong settings{source}: {first['msg']}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}{source}; the README lists the settings"
     shown = "" if where.endswith("_url") else f" (given: {str(first['input'])[:80]!r})"

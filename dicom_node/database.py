@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from dicom_node.domain import NodeError
@@ -25,7 +25,7 @@ _BUSY_TIMEOUT_S = 5.0
 
 
 class SchemaError(NodeError):
-    """The database is not at the schema of this code."""
+    """The database cannot be used, or is not at the schema of this code."""
 
     reason = "schema"
 
@@ -34,18 +34,17 @@ class Database:
     """Connections to the ledger's database; opens nothing before the first transaction."""
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError as error:
-            raise SchemaError(
-                "database_url is not a SQLAlchemy URL, such as sqlite:///cxr-node/ledger.sqlite"
-            ) from error
         self.url = url
-        if parsed.get_backend_name() == "sqlite":
-            self.engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
-            _tune_sqlite(self.engine)
-        else:
-            self.engine = create_engine(url, pool_pre_ping=True)
+        try:
+            if make_url(url).get_backend_name() == "sqlite":
+                self.engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+                _tune_sqlite(self.engine)
+            else:
+                self.engine = create_engine(url, pool_pre_ping=True)
+        except (ArgumentError, ImportError) as error:  # no URL, an unknown database, or its driver is not installed
+            raise SchemaError(
+                f"database_url cannot be used ({type(error).__name__}); an example: sqlite:///cxr-node/ledger.sqlite"
+            ) from error
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -62,10 +61,12 @@ class Database:
 
     def upgrade(self) -> None:
         """The schema is that of this code."""
-        folder = _sqlite_folder(self.url)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        command.upgrade(_alembic(self.url), "head")
+        try:
+            if (file := sqlite_file(self.url)) is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            command.upgrade(_alembic(self.url), "head")
+        except (OSError, SQLAlchemyError) as error:
+            raise _unusable(error) from error
 
     def check_schema(self) -> None:
         """Refuse a database that was not upgraded.
@@ -75,12 +76,14 @@ class Database:
         SchemaError
             Saying what is there and what is wanted.
         """
-        folder = _sqlite_folder(self.url)
-        if folder is not None and not folder.is_dir():
-            raise SchemaError(f"there is no ledger in {folder} yet: start `dicom-node up` once")
+        if (file := sqlite_file(self.url)) is not None and not file.exists():
+            raise SchemaError(f"there is no ledger {file} yet: start `dicom-node up` once")
         wanted = ScriptDirectory.from_config(_alembic(self.url)).get_current_head()
-        with self.engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+        try:
+            with self.engine.connect() as connection:
+                found = MigrationContext.configure(connection).get_current_revision()
+        except SQLAlchemyError as error:
+            raise _unusable(error) from error
         if found != wanted:
             raise SchemaError(
                 f"the ledger's schema is {found or 'empty'}, this version needs {wanted}: start `dicom-node up` once"
@@ -91,10 +94,26 @@ class Database:
         self.engine.dispose()
 
 
-def _sqlite_folder(url: str) -> Path | None:
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for other databases.
+
+    Raises
+    ------
+    SchemaError
+        Where it would be in memory, where no second process can see it.
+    """
     parsed = make_url(url)
-    on_disk = parsed.get_backend_name() == "sqlite" and parsed.database
-    return Path(parsed.database).parent if on_disk and parsed.database else None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if not parsed.database or parsed.database == ":memory:":
+        raise SchemaError("database_url names no file; the node's processes share the ledger, it cannot be in memory")
+    return Path(parsed.database)
+
+
+def _unusable(error: Exception) -> SchemaError:
+    """The error without its text, which may hold a password or a row."""
+    told = error.strerror if isinstance(error, OSError) else type(error).__name__
+    return SchemaError(f"the database of database_url cannot be used ({told}); is it there, writable and a database?")
 
 
 def _alembic(url: str) -> Config:

@@ -5,6 +5,7 @@ Everything here is frozen and safe to pass between threads and processes.
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -136,6 +137,13 @@ class Prediction:
     targets: tuple[TargetResult, ...]
     members: Mapping[str, Mapping[str, float]]
     maps: tuple[MemberMap, ...] = ()
+
+
+def place_of(error: BaseException) -> str:
+    """Type and place of an unforeseen error, to be told instead of its text, which may hold patient data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 class NodeError(Exception):

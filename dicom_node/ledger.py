@@ -5,7 +5,7 @@ States of a screening (`dicom_node.domain.State`)::
     receive -> declined                      admission says no
             -> waiting <-> claimed           claim; a lease that runs out, or a retry, gives it back
                            claimed -> predicted -> reported -> delivered | withheld
-                           claimed -> declined                 the pixels say no
+                           claimed, predicted -> declined      the pixels say no
     waiting, claimed, predicted, reported -> failed            permanent reason, too many failures, rejected delivery
 
 Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; these three modules and
@@ -21,12 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.domain import (
-    ObjectKind,
-    Purpose,
-    State,
-    TargetResult,
-)
+from dicom_node.domain import NodeError, ObjectKind, Purpose, State, TargetResult
 from dicom_node.tables import (
     InstanceRow,
     ObjectRow,
@@ -49,8 +44,10 @@ if TYPE_CHECKING:
     from dicom_node.domain import Admission
 
 
-class ReleaseError(Exception):
+class ReleaseError(NodeError):
     """No release is active, or another bundle of the same name and release is known."""
+
+    reason = "release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +244,13 @@ class Ledger:
 
 def change_state(session: Session, screening_id: int, attempt: int, old: State, new: State, **values: Any) -> None:
     """Move a screening that nobody holds, in the caller's transaction, and log it."""
-    session.execute(
+    moved = session.execute(
         update(ScreeningRow)
         .where(ScreeningRow.id == screening_id, ScreeningRow.state == old)
         .values(state=new, **values)
     )
+    if moved.rowcount != 1:  # type: ignore[attr-defined]
+        raise LookupError(f"screening {screening_id} is not {old}")
     log_transition(session, screening_id, old, new, attempt)
 
 

@@ -30,6 +30,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.admission import admit
+from dicom_node.domain import place_of
 from dicom_node.ledger import Received, ReleaseError
 from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
@@ -50,6 +51,7 @@ SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 DATASET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.20
 
 SOP_CLASSES = (
     ComputedRadiographyImageStorage,
@@ -134,6 +136,9 @@ class Listener:
             told = str(error) if isinstance(error, ReleaseError) else type(error).__name__
             log.error("cannot keep %s: %s", _shown(sop_instance_uid), told)  # noqa: TRY400
             return _status(OUT_OF_RESOURCES, "the node cannot keep the object now; send it again later")
+        except Exception as error:
+            log.error("fault in C-STORE of %s: %s", _shown(sop_instance_uid), place_of(error))  # noqa: TRY400
+            return _status(PROCESSING_FAILURE, "internal error of the node")
         log.info("received %s: %s", sop_instance_uid, kind)
         return SUCCESS
 
@@ -146,6 +151,9 @@ class Listener:
         if not _UID.fullmatch(sop_instance_uid):
             raise RefusedError(DATASET_MISMATCH, "(0000,1000) AffectedSOPInstanceUID is no UID")
         transfer_syntax_uid = str(event.context.transfer_syntax)
+        if encoded[1:2] == b"\x00" and encoded[:1] < b"\x08":
+            # Group 0002 would be read as File Meta and could name another transfer syntax than was negotiated.
+            raise RefusedError(CANNOT_UNDERSTAND, "the data set begins with a group below 0008")
         content = _part10(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + encoded
         header = _read_header(content)
         for keyword, tag, expected in (
@@ -178,7 +186,7 @@ class Listener:
                 patient_id=_text(header, "PatientID")[:64] if identity else None,
                 patient_name=_text(header, "PatientName")[:324] if identity else None,
                 accession_number=_text(header, "AccessionNumber")[:16] if identity else None,
-                study_date=_text(header, "StudyDate")[:8] or None,
+                study_date=_text(header, "StudyDate")[:8] if identity else None,
             )
         )
 

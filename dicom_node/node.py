@@ -14,13 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING
 
 from dicom_node.archive import Archive
 from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.claims import Claims
-from dicom_node.database import Database
+from dicom_node.database import Database, sqlite_file
 from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.process import dying_with_this_process
@@ -39,7 +39,8 @@ READY_LINE = "the node is up"
 _LOCK_FILE = "node.lock"
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
-_LONGEST_PAUSE_S = 30.0
+_SHORTEST_PAUSE_S, _DOUBLINGS = 0.5, 6
+_STEADY_AFTER_S = 60.0
 
 
 class AlreadyRunningError(NodeError):
@@ -58,13 +59,14 @@ class _Child:
             self._command += ["--config", str(config)]
         self._command += ["role", role]
         self._deaths = 0
-        self._start_again_at = 0.0
+        self._started_at = self._start_again_at = 0.0
         self.ready = threading.Event()
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """The process runs; `ready` is set when it says so."""
         self.ready.clear()
+        self._started_at = time.monotonic()
         self.process = subprocess.Popen(dying_with_this_process(self._command), stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None  # noqa: S101 - PIPE was asked for
         threading.Thread(target=self._wait_ready, args=(self.process.stdout,), daemon=True).start()
@@ -80,7 +82,9 @@ class _Child:
             return
         now = time.monotonic()
         if not self._start_again_at:
-            pause_s = min(_LONGEST_PAUSE_S, 0.5 * 2**self._deaths)
+            if now - self._started_at > _STEADY_AFTER_S:
+                self._deaths = 0
+            pause_s = _SHORTEST_PAUSE_S * 2 ** min(self._deaths, _DOUBLINGS)
             self._deaths += 1
             self._start_again_at = now + pause_s
             log.error("%s ended with status %s; it starts again in %.1f s", self.role, self.process.returncode, pause_s)
@@ -106,7 +110,8 @@ def up(settings: Settings, config: Path | None) -> None:
         try:
             for child in children:
                 child.start()
-            _await_ready(children, stop)
+            if not _await_ready(children, stop):
+                return
             log.info(
                 READY_LINE + ": %s on %s:%d, results to %s",
                 settings.ae_title,
@@ -129,6 +134,8 @@ def _prepare(settings: Settings) -> None:
     database.upgrade()
     recovered = Claims(database).recover()
     Ledger(database).activate_release(manifest)
+    if settings.broker_url:
+        log.warning("broker_url is set, but the embedded node needs no broker and uses none")
     if recovered:
         log.info("%d screenings of the last run go on", recovered)
     database.close()
@@ -136,32 +143,44 @@ def _prepare(settings: Settings) -> None:
 
 @contextmanager
 def _only_node(settings: Settings) -> Iterator[None]:
-    settings.archive_dir.mkdir(parents=True, exist_ok=True)
-    path = settings.archive_dir / _LOCK_FILE
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise AlreadyRunningError(
-                f"a node already runs on {settings.archive_dir}: {lock.read().strip() or 'it just started'}; "
-                "stop it first, or give this one its own archive_dir and database_url"
-            ) from None
-        lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid(), "ae_title": settings.ae_title, "port": settings.port}))
-        lock.flush()
+    """Archive and, where it is a file, ledger are this process's own until it ends, however it ends."""
+    places = [settings.archive_dir / _LOCK_FILE]
+    if (database := sqlite_file(settings.database_url)) is not None:
+        places.append(database.with_name(database.name + ".lock"))
+    with ExitStack() as held:
+        for place in places:
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                lock = held.enter_context(place.open("a+"))
+            except OSError as error:
+                raise StartError(
+                    f"{place} cannot be written: {error.strerror}; see archive_dir and database_url"
+                ) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise AlreadyRunningError(
+                    f"a node already runs on {place.parent}: {lock.read().strip() or 'it just started'}; "
+                    "stop it first, or give this one its own archive_dir and database_url"
+                ) from None
+            lock.truncate(0)
+            lock.write(json.dumps({"pid": os.getpid(), "ae_title": settings.ae_title, "port": settings.port}))
+            lock.flush()
         yield
 
 
-def _await_ready(children: list[_Child], stop: threading.Event) -> None:
+def _await_ready(children: list[_Child], stop: threading.Event) -> bool:
+    """Whether every role is ready; False where the node was told to stop first."""
     give_up_at = time.monotonic() + _READY_TIMEOUT_S
     for child in children:
         while not child.ready.wait(0.05):
             if stop.is_set():
-                return
+                return False
             ended = child.process is not None and child.process.poll() is not None
             if ended or time.monotonic() > give_up_at:
                 raise StartError(f"the role {child.role} did not start; its message stands above")
+    return True
 
 
 def _end(children: list[_Child]) -> None:

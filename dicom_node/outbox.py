@@ -18,6 +18,8 @@ from dicom_node.ledger import change_state
 from dicom_node.tables import DeliveryRow, DeliveryTryRow, ObjectRow, ScreeningRow, db_now
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import Session
 
     from dicom_node.database import Database
@@ -46,22 +48,21 @@ class Outbox:
 
     def claim(self, limit: int, lease_s: float) -> list[Parcel]:
         """At most `limit` due objects of one destination, oldest first, leased to the caller."""
-        due = (
-            select(DeliveryRow)
-            .where(
-                DeliveryRow.state == DeliveryState.PENDING,
-                DeliveryRow.not_before <= db_now(),
-                or_(DeliveryRow.lease_expires_at.is_(None), DeliveryRow.lease_expires_at < db_now()),
-            )
-            .order_by(DeliveryRow.id)
+        due = select(DeliveryRow).where(
+            DeliveryRow.state == DeliveryState.PENDING,
+            DeliveryRow.not_before <= db_now(),
+            or_(DeliveryRow.lease_expires_at.is_(None), DeliveryRow.lease_expires_at < db_now()),
         )
         with self._database.read() as session:
-            first = session.scalar(due.limit(1))
+            first = session.scalar(due.order_by(DeliveryRow.not_before, DeliveryRow.id).limit(1))
         if first is None:
             return []
         with self._database.write() as session:
             rows = session.scalars(
-                due.where(DeliveryRow.destination == first.destination).limit(limit).with_for_update(skip_locked=True)
+                due.where(DeliveryRow.destination == first.destination)
+                .order_by(DeliveryRow.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
             ).all()
             parcels = []
             for row in rows:
@@ -102,12 +103,25 @@ class Outbox:
                 )
             )
 
-    def release(self, parcel: Parcel) -> None:
-        """The object was not tried after all and is due at once."""
+    def renew(self, parcels: Sequence[Parcel], lease_s: float) -> None:
+        """The caller holds the parcels for `lease_s` seconds from now."""
+        keys = [parcel.delivery_id for parcel in parcels]
         with self._database.write() as session:
             session.execute(
-                update(DeliveryRow).where(DeliveryRow.id == parcel.delivery_id).values(lease_expires_at=None)
+                update(DeliveryRow).where(DeliveryRow.id.in_(keys)).values(lease_expires_at=db_now(lease_s))
             )
+
+    def postpone(self, destination: str) -> None:
+        """The peer is out of reach: none of its objects is tried before its latest pause is over."""
+        pending = (DeliveryRow.destination == destination, DeliveryRow.state == DeliveryState.PENDING)
+        with self._database.write() as session:
+            until = session.scalar(select(func.max(DeliveryRow.not_before)).where(*pending))
+            session.execute(update(DeliveryRow).where(*pending).values(not_before=until))
+
+    def recover(self) -> None:
+        """What a dead process held is due again: only where the caller is the only one that delivers."""
+        with self._database.write() as session:
+            session.execute(update(DeliveryRow).values(lease_expires_at=None))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Objects by destination and state."""
@@ -134,6 +148,7 @@ class Outbox:
             .join(ObjectRow, ObjectRow.screening_id == ScreeningRow.id)
             .join(DeliveryRow, DeliveryRow.object_id == ObjectRow.id)
             .where(DeliveryRow.id == parcel.delivery_id, ScreeningRow.state == State.REPORTED)
+            .with_for_update(of=ScreeningRow)
         ).one_or_none()
         if screening is None:
             return

@@ -7,12 +7,12 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelFind,
-    Verification,
-)
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from dicom_node.domain import DeliveryError
 
@@ -48,31 +48,15 @@ class Pacs:
         self._ae_title = ae_title
         self._timeout_s = timeout_s
 
-    def echo(self) -> None:
-        """The peer answered a C-ECHO.
-
-        Raises
-        ------
-        DeliveryError
-            Saying what it did instead.
-        """
-        with self._association([Verification]) as association:
-            status = association.send_c_echo()
-        if not status or status.Status != SUCCESS:
-            raise DeliveryError(f"{self._peer.name} does not answer C-ECHO", permanent=False)
-
-    def store(self, sop_classes: Sequence[str]) -> contextlib.AbstractContextManager[Sender]:
-        """One association for objects of these SOP classes; the context gives a `Sender`.
+    @contextlib.contextmanager
+    def store(self, sop_classes: Sequence[str]) -> Iterator[Sender]:
+        """One association for objects of these SOP classes.
 
         Raises
         ------
         DeliveryError
             Permanent where the peer rejects this node for good, else retryable.
         """
-        return self._sender(sop_classes)
-
-    @contextlib.contextmanager
-    def _sender(self, sop_classes: Sequence[str]) -> Iterator[Sender]:
         with self._association(sorted(set(sop_classes))) as association:
             yield Sender(association, self._peer)
 
@@ -101,11 +85,18 @@ class Pacs:
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._timeout_s
         entity.connection_timeout = self._timeout_s
         for syntax in abstract_syntaxes:
+            # PS3.5 10.1: Implicit VR must be offered. In a context of its own, so that both can be accepted.
             entity.add_requested_context(syntax, ExplicitVRLittleEndian)
+            entity.add_requested_context(syntax, ImplicitVRLittleEndian)
         peer = self._peer
-        association = entity.associate(
-            peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
-        )
+        try:
+            association = entity.associate(
+                peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
+            )
+        except OSError as error:  # such as a host name that does not resolve
+            raise DeliveryError(
+                f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", permanent=False
+            ) from error
         if not association.is_established:
             if association.dul.socket is not None:
                 association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
@@ -134,7 +125,9 @@ class Sender:
         """
         name = self._peer.name
         try:
-            answer = self._association.send_c_store(file)
+            answer = self._association.send_c_store(self._as_accepted(file))
+        except (OSError, InvalidDicomError, AttributeError) as error:
+            raise DeliveryError(f"{file.name} is not in the archive as it was stored", permanent=True) from error
         except ValueError as error:  # no accepted presentation context for the SOP class
             raise DeliveryError(f"{name} accepts no presentation context for the object", permanent=True) from error
         except RuntimeError as error:  # the association ended before the request
@@ -150,6 +143,16 @@ class Sender:
         raise DeliveryError(
             f"{name} answered C-STORE with 0x{status:04X}", permanent=status not in _RETRYABLE, status=status
         )
+
+    def _as_accepted(self, file: Path) -> Path | Dataset:
+        """The file, to be sent as it is; decoded where its SOP class was accepted in Implicit VR alone."""
+        sop_class = read_file_meta_info(file).MediaStorageSOPClassUID
+        accepted = {
+            str(context.transfer_syntax[0])
+            for context in self._association.accepted_contexts
+            if context.abstract_syntax == sop_class
+        }
+        return dcmread(file) if accepted == {ImplicitVRLittleEndian} else file
 
 
 def _not_established(association: Association, peer: Peer) -> DeliveryError:

@@ -6,18 +6,17 @@ Each role announces itself with one line on its standard output when it is ready
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
-from dicom_node.domain import NodeError
+from dicom_node.domain import NodeError, place_of
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from dicom_node.outbox import Outbox
@@ -45,10 +44,21 @@ def announce_ready() -> None:
 
 
 def stop_on_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set.
+
+    Not from the handler, which may interrupt the very code that holds the event's lock, and then waits for ever: it
+    writes to a pipe, and a thread that reads it sets the event.
+    """
     stop = threading.Event()
+    reading, writing = os.pipe()
+
+    def wait() -> None:
+        os.read(reading, 1)
+        stop.set()
+
+    threading.Thread(target=wait, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: os.write(writing, b"."))
     return stop
 
 
@@ -74,12 +84,13 @@ def deliver(settings: Settings) -> None:
     database = Database(settings.database_url)
     outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
     archive = Archive(settings.archive_dir)
+    outbox.recover()
     announce_ready()
     while not stop.is_set():
         try:
             busy = deliver_due(outbox, archive, settings)
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("delivery pauses: %s", type(error).__name__)
+        except Exception as error:
+            log.warning("delivery pauses: %s", place_of(error))
             stop.wait(_PAUSE_AFTER_FAULT_S)
             continue
         if not busy:
@@ -99,8 +110,8 @@ def sweep(settings: Settings) -> None:
                 log.warning("gave back %d screenings whose lease ran out", expired)
             if not invariant_holds(ledger.counts()):
                 log.error("the invariant does not hold: see `dicom-node status`")
-        except SQLAlchemyError as error:
-            log.warning("sweep pauses: %s", type(error).__name__)
+        except Exception as error:
+            log.warning("sweep pauses: %s", place_of(error))
         stop.wait(settings.sweep_s)
 
 

@@ -156,6 +156,7 @@ class ScreeningRow(Base):
     failures: Mapped[int] = mapped_column(default=0)
     worker: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
 
 
 class TransitionRow(Base):

@@ -39,6 +39,13 @@ class OutputError(NodeError):
     reason = "network_output"
 
 
+class DeviceError(NodeError):
+    """The device that the networks run on is lost or out of order: no fault of the image."""
+
+    permanent = False
+    reason = "device"
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     name: str
@@ -91,10 +98,17 @@ class Ensemble:
         ------
         OutputError
             Where a score is not a finite number.
+        DeviceError
+            Where the GPU fails.
         """
-        # TensorFloat-32 would cost the agreement of scores between devices and between batches.
-        with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-            return [self._predict(image) for image in images]
+        try:
+            # TensorFloat-32 would cost the agreement of scores between devices and between batches.
+            with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+                return [self._predict(image) for image in images]
+        except RuntimeError as error:
+            if self._device.type == "cpu":
+                raise
+            raise DeviceError(f"{self._device} failed: {type(error).__name__}") from error
 
     def _predict(self, image: NDArray[np.float32]) -> Prediction:
         scores: dict[str, dict[str, float]] = {}

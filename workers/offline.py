@@ -42,6 +42,12 @@ _PICTURES = {".png", ".jpg", ".jpeg"}
 _DICOM_NAMES = {".dcm", ".dicom", ".ima"}
 
 
+class OutputFolderError(NodeError):
+    """Results cannot be written where they were asked for."""
+
+    reason = "output_folder"
+
+
 @dataclass
 class _Answer:
     """One input and all that is known of it."""
@@ -89,16 +95,16 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
     """Every input has its line on standard output. Returns False where any could not be read."""
     ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
     inputs = [found for path in paths for found in _inputs(path)]
+    if out is not None:
+        _make_folder(out)
     bundle = f"{ensemble.manifest.name} {ensemble.manifest.release}"
     console = Console(stderr=True)
     table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "flagged", "remark")
     readable = True
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         for path in progress.track(inputs, description="Screening"):
-            answer = _screen_one(path, ensemble, settings)
+            answer = _screen_one(path, ensemble, settings, out)
             readable &= answer.error is None
-            if out is not None and answer.prediction is not None:
-                _write(answer, ensemble, settings, out)
             if as_json:
                 sys.stdout.write(json.dumps(answer.as_json(bundle)) + "\n")
                 sys.stdout.flush()
@@ -119,16 +125,26 @@ def _inputs(path: Path) -> list[Path]:
 def _looks_readable(path: Path) -> bool:
     if path.suffix.lower() in _PICTURES | _DICOM_NAMES:
         return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return True  # its line says what is wrong
 
 
-def _screen_one(path: Path, ensemble: Ensemble, settings: Settings) -> _Answer:
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFolderError(f"--out {out} cannot be written: {error.strerror}") from error
+
+
+def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | None) -> _Answer:
     answer = _Answer(path)
     try:
         if path.suffix.lower() in _PICTURES:
-            answer.admitted = True
             answer.pixels = read_picture(path, max_pixels=settings.max_pixels)
+            answer.admitted = True
         else:
             source = _read_dicom(path)
             answer.sop_instance_uid = str(source.get("SOPInstanceUID", "")) or None
@@ -139,6 +155,8 @@ def _screen_one(path: Path, ensemble: Ensemble, settings: Settings) -> _Answer:
             answer.pixels = render(source, max_pixels=settings.max_pixels)
             answer.header = source
         (answer.prediction,) = ensemble.predict([answer.pixels])
+        if out is not None:
+            _write(answer, ensemble, settings, out)
     except DeclinedByPixelsError as error:
         answer.admitted, answer.reason = False, error.reason
     except NodeError as error:
@@ -163,7 +181,6 @@ def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -
     """Heatmap and report of an input, named after it; a digest of its path keeps equal names apart."""
     assert answer.prediction is not None  # noqa: S101 - the caller asked
     assert answer.pixels is not None  # noqa: S101 - as above
-    out.mkdir(parents=True, exist_ok=True)
     stem = f"{answer.path.stem}-{hashlib.sha256(str(answer.path.resolve()).encode()).hexdigest()[:8]}"
     if answer.header is None:
         drawn = draw_heatmap(answer.pixels, answer.prediction, ensemble.manifest, size=settings.heatmap_size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 import warnings
 from contextlib import contextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import cv2
@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.claims import Product, StoredMap
 from dicom_node.domain import (
+    BundleError,
     DeclinedByPixelsError,
     LostLeaseError,
     MemberMap,
@@ -23,12 +24,14 @@ from dicom_node.domain import (
     ObjectKind,
     Prediction,
     State,
+    place_of,
 )
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.pixels import render
 from dicom_node.report import build_report
 from dicom_node.results import encode
+from workers.ensemble import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,33 +53,59 @@ class MissingFileError(NodeError):
 
 
 def screen_claim(claim: Claim, *, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
-    """The screening is `reported`, `withheld`, `declined` or `failed`, or waits again; never raises for its image."""
+    """The screening is `reported`, `withheld`, `declined` or `failed`, or waits again.
+
+    Raises
+    ------
+    OSError, sqlalchemy.exc.SQLAlchemyError
+        The disk or the database fails: not the image's fault. The claim is still held.
+    DeviceError, BundleError, MemoryError
+        This process cannot go on; a new one can.
+    """
+    try:
+        _try(claim, claims, archive, ensemble, settings)
+    except LostLeaseError as error:
+        log.warning("%s; its result is dropped", error)
+
+
+def _try(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
+    def count(detail: str) -> None:
+        claims.count_failure(claim, detail, max_failures=settings.max_attempts, pause_s=settings.retry_base_s)
+
     try:
         with _kept_alive(claim, claims, settings.lease_s):
             _advance(claim, claims, archive, ensemble, settings)
+    except (OSError, SQLAlchemyError, LostLeaseError):
+        raise
     except DeclinedByPixelsError as error:
         claims.decline(claim, error.decline_reason, str(error))
         log.info("screening %d declined: %s", claim.screening_id, error.reason)
-    except LostLeaseError as error:
-        log.warning("%s; its result is dropped", error)
-    except SQLAlchemyError:
+    except (DeviceError, BundleError) as error:
+        claims.give_back(claim, str(error), pause_s=0)
         raise
     except NodeError as error:
         log.warning("screening %d: %s", claim.screening_id, error)
         if error.permanent:
             claims.fail(claim, error)
         else:
-            claims.give_back(claim, str(error), failed=True, max_failures=settings.max_attempts)
-    except Exception as error:  # one image never ends the worker
-        where = _where(error)
-        log.exception("screening %d: %s", claim.screening_id, where, exc_info=False)
-        claims.give_back(claim, where, failed=True, max_failures=settings.max_attempts)
+            count(str(error))
+    except MemoryError as error:  # perhaps of this image: it counts
+        count(place_of(error))
+        raise
+    except Exception as error:
+        log.error("screening %d: %s", claim.screening_id, place_of(error))  # noqa: TRY400
+        count(place_of(error))
 
 
 def _advance(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
     source = _read(archive, claim.path)
     pixels = render(source, max_pixels=settings.max_pixels)
     if claim.state is State.CLAIMED:
+        if ensemble.manifest != claim.manifest:
+            raise BundleError(
+                f"the worker has {ensemble.manifest.name} {ensemble.manifest.release}, the ledger asks for "
+                f"{claim.manifest.name} {claim.manifest.release}: the bundle was changed, start the node again"
+            )
         (prediction,) = ensemble.predict([pixels])
         claims.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
     stored = claims.load_prediction(claim)  # what is reported is what the ledger holds
@@ -102,10 +131,14 @@ def _advance(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble,
 
 
 def _read(archive: Archive, path: str) -> Dataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dcmread(BytesIO(_bytes(archive, path)))
+
+
+def _bytes(archive: Archive, path: str) -> bytes:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dcmread(archive.locate(path))
+        return archive.locate(path).read_bytes()
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is not in the archive") from error
 
@@ -119,8 +152,7 @@ def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
     plain = stored.prediction
     maps = []
     for row, member, name in stored.maps:
-        encoded = np.frombuffer(archive.locate(row.path).read_bytes(), np.uint8)
-        pixels = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        pixels = cv2.imdecode(np.frombuffer(_bytes(archive, row.path), np.uint8), cv2.IMREAD_GRAYSCALE)
         if pixels is None:
             raise MissingFileError(f"{row.path} is no map")
         top, left, height, width = row.box or (0.0, 0.0, 1.0, 1.0)
@@ -156,9 +188,3 @@ def _kept_alive(claim: Claim, claims: Claims, lease_s: float) -> Iterator[None]:
     finally:
         done.set()
         keeper.join()
-
-
-def _where(error: Exception) -> str:
-    """Type and place of an unforeseen error; its text may hold patient data."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {place.filename.rsplit('/', 1)[-1]}:{place.lineno}"

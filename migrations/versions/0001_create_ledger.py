@@ -81,6 +81,7 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("worker", sa.String(length=64), nullable=True),
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["instance_id"], ["instances.id"], name=op.f("fk_screenings_instance_id")),
         sa.ForeignKeyConstraint(["release_id"], ["releases.id"], name=op.f("fk_screenings_release_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_screenings")),

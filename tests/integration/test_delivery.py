@@ -5,7 +5,7 @@ import socket
 import threading
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, dsutils, evt
 from sqlalchemy import select
 
@@ -16,12 +16,11 @@ from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
-from dicom_node.domain import DeliveryError, ObjectKind
+from dicom_node.domain import ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
-from dicom_node.pacs import Pacs
 from dicom_node.results import encode
-from dicom_node.tables import DeliveryTryRow, ScreeningRow
+from dicom_node.tables import DeliveryTryRow, ObjectRow, ScreeningRow
 from tests.result_factories import manifest
 from tests.unit.test_ledger import prediction, received
 
@@ -29,12 +28,12 @@ COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
 
 
 @contextlib.contextmanager
-def peer_answering(answer, *, sop_classes=(COMPUTED_RADIOGRAPHY,), require_called=None):
+def peer_answering(answer, *, sop_classes=(COMPUTED_RADIOGRAPHY,), require_called=None, syntax=ExplicitVRLittleEndian):
     """A peer that answers C-STORE by `answer(event)`."""
     entity = AE(ae_title="PACS")
     entity.add_supported_context("1.2.840.10008.1.1")
     for sop_class in sop_classes:
-        entity.add_supported_context(sop_class, ExplicitVRLittleEndian)
+        entity.add_supported_context(sop_class, syntax)
     if require_called:
         entity.ae_title = require_called
         entity.require_called_aet = True
@@ -157,8 +156,36 @@ def test_a_destination_that_left_the_settings_is_kept_for_its_return(parcels):
     assert outbox.counts() == {"pacs": {"pending": 2}}
 
 
-def test_echo_says_who_does_not_answer():
+def test_a_host_name_that_does_not_resolve_is_tried_again_and_named(parcels):
+    peer = Peer(name="pacs", ae_title="PACS", host="nowhere.invalid", port=104, destination=True)
+    assert outcome(parcels, peer) == ({"pending": 2}, "reported", [None, None])
+
+
+def test_a_peer_that_takes_only_implicit_vr_gets_the_same_data_set(parcels):
+    got = []
+
+    def keep(event):
+        got.append((event.context.transfer_syntax, event.dataset))
+        return 0x0000
+
+    with peer_answering(keep, syntax=ImplicitVRLittleEndian) as peer:
+        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0, 0])
+    for number, (syntax, ds) in enumerate(got):
+        assert syntax == ImplicitVRLittleEndian
+        assert ds.PixelData == phantom_dataset(number).PixelData
+        assert ds.PatientName == phantom_dataset(number).PatientName
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "no file meta"])
+def test_an_object_that_the_archive_lost_ends_and_the_others_go_on(parcels, damage):
+    database, _, archive = parcels
+    with database.read() as session:
+        path = archive.locate(session.scalars(select(ObjectRow.path).order_by(ObjectRow.id)).first())
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"garbage" if damage == "garbage" else b"\0" * 128 + b"DICM")
     with peer_answering(lambda _: 0x0000) as peer:
-        Pacs(peer, ae_title="ME", timeout_s=2.0).echo()
-    with pytest.raises(DeliveryError, match="does not answer"):
-        Pacs(peer, ae_title="ME", timeout_s=2.0).echo()
+        states, screening, _ = outcome(parcels, peer)
+    assert states == {"rejected": 1, "sent": 1}
+    assert screening == "failed"

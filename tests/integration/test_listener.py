@@ -21,7 +21,14 @@ from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
 from dicom_node.ledger import Ledger
-from dicom_node.listener import CANNOT_UNDERSTAND, DATASET_MISMATCH, OUT_OF_RESOURCES, SUCCESS, Listener
+from dicom_node.listener import (
+    CANNOT_UNDERSTAND,
+    DATASET_MISMATCH,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SUCCESS,
+    Listener,
+)
 from dicom_node.tables import InstanceRow, ResendRow, ScreeningRow
 from tests.e2e.harness import dcmsend
 from tests.result_factories import manifest
@@ -215,6 +222,27 @@ def test_a_data_set_that_cannot_be_parsed_is_refused_and_the_next_one_is_taken(s
     assert len(scp.rows(InstanceRow)) == 1
 
 
+def test_a_data_set_that_begins_with_file_meta_of_its_own_is_refused(scp, monkeypatch):
+    """It could name a transfer syntax that was never negotiated, such as the deflated one."""
+    ds = phantom_dataset(0)
+    smuggled = b"\x02\x00\x10\x00UI\x16\x001.2.840.10008.1.2.1.99" + dsutils.encode(ds, False, True)
+    with sending(monkeypatch, smuggled):
+        assert send(scp, ds).Status == CANNOT_UNDERSTAND
+    assert scp.rows(InstanceRow) == []
+
+
+def test_a_fault_of_ours_is_answered_told_without_its_text_and_survived(scp, monkeypatch, caplog):
+    def fault(_received):
+        raise ValueError("PHANTOM^1")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scp.ledger, "record", fault)
+        assert send(scp, phantom_dataset(0)).Status == PROCESSING_FAILURE
+    assert "ValueError at test_listener.py" in caplog.text
+    assert "PHANTOM" not in caplog.text
+    assert send(scp, phantom_dataset(0)).Status == SUCCESS
+
+
 def test_no_patient_element_is_logged(scp, caplog):
     with caplog.at_level(logging.DEBUG, logger="dicom_node"):
         ds = phantom_dataset(0)
@@ -223,6 +251,13 @@ def test_no_patient_element_is_logged(scp, caplog):
         send(scp, ds)
     assert caplog.text
     assert "PHANTOM" not in caplog.text
+
+
+def test_no_identity_is_in_the_ledger_where_the_setting_says_so(tmp_path):
+    with running(tmp_path, store_patient_identity=False) as scp:
+        send(scp, phantom_dataset(0))
+        (row,) = scp.rows(InstanceRow)
+    assert (row.patient_name, row.patient_id, row.accession_number, row.study_date) == (None, None, None, None)
 
 
 def test_identity_is_in_the_ledger_for_the_worklist(scp):

@@ -67,6 +67,8 @@ def test_peers_can_come_from_a_variable(monkeypatch):
         (PEERS.replace('"ct"', '"pacs"'), "same name"),
         ("port = \n", "not valid TOML"),
         ("lease_s = -1\n", "wrong setting lease_s"),
+        ("lease_s = inf\n", "wrong setting lease_s"),
+        ("lease_s = 1e12\n", "wrong setting lease_s"),
         ('device = "tpu"\n', "wrong setting device"),
     ],
 )
@@ -92,3 +94,8 @@ def test_a_password_in_a_url_is_never_shown(tmp_path):
     with pytest.raises(SettingsError) as raised:
         load(written(tmp_path, 'database_url = ["postgresql://u:geheim@h/d"]\n'))
     assert "geheim" not in str(raised.value)
+    same_name_twice = 'database_url = "postgresql://u:geheim@h/d"\n' + PEERS.replace('"ct"', '"pacs"')
+    with pytest.raises(SettingsError) as raised:
+        load(written(tmp_path, same_name_twice))
+    assert "same name" in str(raised.value)
+    assert "postgresql" not in str(raised.value)

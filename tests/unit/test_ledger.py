@@ -1,4 +1,7 @@
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -117,6 +120,26 @@ def test_the_migrations_make_the_tables_of_the_models(database):
         assert compare_metadata(context, Base.metadata) == []
 
 
+def test_a_process_killed_in_mid_migration_leaves_nothing_half_made(tmp_path):
+    """A real SIGKILL inside the migration, after its fourth table."""
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    code = (
+        "import os, signal, alembic.op\n"
+        "from dicom_node.database import Database\n"
+        "create, made = alembic.op.create_table, []\n"
+        "def kill_at_fourth(*a, **k):\n"
+        "    made.append(create(*a, **k))\n"
+        "    if len(made) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "alembic.op.create_table = kill_at_fourth\n"
+        f"Database({url!r}).upgrade()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -signal.SIGKILL
+    database = Database(url)
+    database.upgrade()
+    database.check_schema()
+    database.close()
+
+
 def test_a_planted_difference_between_migrations_and_models_is_seen(database):
     with database.engine.connect() as connection:
         connection.execute(text("ALTER TABLE instances ADD COLUMN planted TEXT"))
@@ -125,9 +148,12 @@ def test_a_planted_difference_between_migrations_and_models_is_seen(database):
 
 
 def test_a_database_without_schema_is_refused(tmp_path):
+    (tmp_path / "empty.sqlite").touch()
+    empty = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
     with pytest.raises(SchemaError, match="start `dicom-node up` once"):
-        Database(f"sqlite:///{tmp_path / 'empty.sqlite'}").check_schema()
-    with pytest.raises(SchemaError, match="no ledger"):
+        empty.check_schema()
+    empty.close()
+    with pytest.raises(SchemaError, match="there is no ledger"):
         Database(f"sqlite:///{tmp_path / 'nowhere' / 'empty.sqlite'}").check_schema()
 
 
@@ -230,7 +256,8 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database, claims):
         lambda: claims.save_prediction(late, prediction(late.manifest), []),
         lambda: claims.decline(late, DeclineReason.CONSTANT, ""),
         lambda: claims.fail(late, PixelError("x", "y")),
-        lambda: claims.give_back(late, "", failed=True, max_failures=3),
+        lambda: claims.give_back(late, "", pause_s=0),
+        lambda: claims.count_failure(late, "", max_failures=3, pause_s=0),
     ):
         with pytest.raises(LostLeaseError):
             write()
@@ -267,6 +294,39 @@ def test_three_expired_leases_end_a_screening(ledger, database, claims):
     with database.read() as session:
         row = session.scalars(select(ScreeningRow)).one()
     assert (row.state, row.reason, row.failures) == ("failed", "attempts_exhausted", 3)
+
+
+def test_three_failures_of_its_own_end_a_screening_and_each_makes_it_wait_longer(ledger, database, claims):
+    ledger.record(received())
+    for failure in range(3):
+        claim = claims.claim("worker", 20)
+        claims.count_failure(claim, "ValueError at report.py:1", max_failures=3, pause_s=0.2)
+        if failure < 2:
+            assert claims.claim("worker", 20) is None
+            time.sleep(0.2 * 2**failure + 0.1)
+    with database.read() as session:
+        row = session.scalars(select(ScreeningRow)).one()
+    assert (row.state, row.reason, row.detail) == ("failed", "attempts_exhausted", "ValueError at report.py:1")
+
+
+def test_a_claim_that_is_given_back_is_not_counted_and_lets_others_go_first(ledger, claims):
+    ledger.record(received(1))
+    ledger.record(received(2))
+    for _ in range(5):
+        claim = claims.claim("worker", 20)
+        claims.give_back(claim, "OSError", pause_s=0)
+    first = claims.claim("worker", 20)
+    claims.give_back(first, "OSError", pause_s=60)
+    assert claims.claim("worker", 20).screening_id != first.screening_id
+
+
+def test_a_claimed_row_without_a_lease_is_recovered_too(ledger, database, claims):
+    ledger.record(received())
+    claims.claim("worker", 20)
+    with database.write() as session:
+        session.execute(text("UPDATE screenings SET lease_expires_at = NULL"))
+    assert claims.recover() == 1
+    assert claims.claim("worker", 20) is not None
 
 
 def test_a_restart_gives_back_every_claim_at_once_and_uncounted(ledger, database, claims):
@@ -354,6 +414,22 @@ def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, tmp_
         blocker.execute("ROLLBACK")
         blocker.close()
     assert ledger.counts()["received"] == 0
+
+
+def test_a_dead_destination_does_not_hold_up_a_healthy_one(ledger, claims, outbox):
+    reported(ledger, claims, destinations=("dead", "healthy"))
+    for parcel in outbox.claim(10, 60):
+        assert parcel.destination == "dead"
+        outbox.not_sent(parcel, DeliveryError("down", permanent=False))
+    outbox.postpone("dead")
+    assert {parcel.destination for parcel in outbox.claim(10, 60)} == {"healthy"}
+
+
+def test_what_a_dead_deliverer_held_is_due_again(ledger, claims, outbox):
+    reported(ledger, claims)
+    assert len(outbox.claim(10, 3600)) == 2
+    outbox.recover()
+    assert len(outbox.claim(10, 3600)) == 2
 
 
 def test_the_notes_of_the_normalised_copy_are_kept(ledger, database, claims):
