@@ -11,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -36,15 +36,13 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            if make_url(url).get_backend_name() == "sqlite":
+            if _parse(url).get_backend_name() == "sqlite":
                 self.engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
                 _tune_sqlite(self.engine)
             else:
                 self.engine = create_engine(url, pool_pre_ping=True)
-        except (ArgumentError, ImportError) as error:  # no URL, an unknown database, or its driver is not installed
-            raise SchemaError(
-                f"database_url cannot be used ({type(error).__name__}); an example: sqlite:///cxr-node/ledger.sqlite"
-            ) from error
+        except (ArgumentError, ImportError) as error:  # an unknown database, or its driver is not installed
+            raise _unusable_url(error) from error
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -102,12 +100,25 @@ def sqlite_file(url: str) -> Path | None:
     SchemaError
         Where it would be in memory, where no second process can see it.
     """
-    parsed = make_url(url)
+    parsed = _parse(url)
     if parsed.get_backend_name() != "sqlite":
         return None
     if not parsed.database or parsed.database == ":memory:":
         raise SchemaError("database_url names no file; the node's processes share the ledger, it cannot be in memory")
     return Path(parsed.database)
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise _unusable_url(error) from error
+
+
+def _unusable_url(error: Exception) -> SchemaError:
+    return SchemaError(
+        f"database_url cannot be used ({type(error).__name__}); an example: sqlite:///cxr-node/ledger.sqlite"
+    )
 
 
 def _unusable(error: Exception) -> SchemaError:

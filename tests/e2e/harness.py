@@ -74,11 +74,11 @@ class Node:
     def command(self, *arguments):
         return [sys.executable, "-m", "dicom_node", "--config", str(self.config), *arguments]
 
-    def start(self):
+    def start(self, **options):
         """The node is up, every role ready."""
         before = self.log.read_text().count(READY_LINE) if self.log.exists() else 0
         with self.log.open("a") as output:
-            self.process = subprocess.Popen(self.command("up"), stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(self.command("up"), stdout=output, stderr=subprocess.STDOUT, **options)
         wait_until(
             lambda: self.log.read_text().count(READY_LINE) > before or self.process.poll() is not None,
             timeout_s=120,

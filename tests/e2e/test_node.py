@@ -1,7 +1,10 @@
 """The embedded node as its users meet it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from sqlalchemy import select
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.tables import DeliveryTryRow, InstanceRow
-from tests.e2e.harness import Node, dcmsend, destination, results, wait_until
+from tests.e2e.harness import Node, alive, dcmsend, destination, results, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,40 @@ def test_a_second_start_beside_a_running_node_is_refused_by_name(node):
     assert second.stderr.count("\n") == 1
     assert "a node already runs on" in second.stderr
     assert f'"pid": {node.process.pid}' in second.stderr
+
+
+def test_a_second_node_on_the_same_ledger_is_refused_even_with_another_archive(node, tmp_path):
+    other = Node(tmp_path / "other", database_url=f"sqlite:///{node.folder / 'ledger.sqlite'}")
+    done = other.run("up")
+    assert done.returncode == 2
+    assert "a node already runs on" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"database_url": "foo://x"},
+        {"database_url": "nonsense"},
+        {"database_url": "sqlite://"},
+        {"database_url": "sqlite:////proc/nowhere/ledger.sqlite"},
+        {"archive_dir": "/proc/nowhere"},
+        {"bundle": "nowhere"},
+    ],
+)
+def test_what_cannot_be_used_ends_the_start_with_one_line(tmp_path, changed):
+    done = Node(tmp_path / "node", **changed).run("up")
+    assert done.returncode == 2
+    assert done.stderr.startswith("dicom-node: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_no_database_ends_the_start_with_one_line(tmp_path):
+    node = Node(tmp_path / "node")
+    (node.folder / "ledger.sqlite").write_text("no database" * 100)
+    for command in ("up", "status"):
+        done = node.run(command)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "database_url" in done.stderr
 
 
 def test_a_taken_port_ends_the_start_with_one_clear_line(node, tmp_path):
@@ -207,9 +244,19 @@ def test_sigterm_ends_the_node_and_all_its_children(dcmtk, tmp_path):
     children = node.children()
     assert set(children) == {"listen", "work", "deliver", "sweep"}
     node.stop()
-    from tests.e2e.harness import alive
-
     assert node.process.returncode == 0
+    assert not any(map(alive, children.values()))
+
+
+def test_ctrl_c_ends_the_node_at_once(dcmtk, tmp_path):
+    """SIGINT goes to the whole group, and the parent's SIGTERM follows on its heels."""
+    node = Node(tmp_path / "node")
+    node.start(start_new_session=True)
+    children = node.children()
+    started = time.monotonic()
+    os.killpg(node.process.pid, signal.SIGINT)
+    assert node.process.wait(30) == 0
+    assert time.monotonic() - started < 10
     assert not any(map(alive, children.values()))
 
 

@@ -129,3 +129,20 @@ def test_the_exit_status_is_0_where_everything_could_be_read(folder):
     status, lines = screen(folder / "a-film.dcm", folder / "b-lateral.dcm")
     assert status == 0
     assert len(lines) == 2
+
+
+def test_a_result_that_cannot_be_built_is_that_films_error_and_the_others_go_on(tmp_path):
+    for number in range(3):
+        ds = phantom_dataset(number)
+        if number == 1:
+            del ds.StudyInstanceUID
+        ds.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+    status, lines = screen(tmp_path, "--out", tmp_path / "out")
+    assert status == 1
+    assert [name for name, line in lines.items() if "error" in line] == ["1.dcm"]
+
+
+def test_an_output_folder_that_is_a_file_is_named_before_anything_is_screened(folder, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    status, lines = screen(folder, "--out", tmp_path / "out")
+    assert (status, lines) == (2, {})

@@ -1,0 +1,201 @@
+"""The worker's way with one claim, above all where something fails; the network is a fake that can be made to fail."""
+
+import time
+
+import numpy as np
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from dicom_node.archive import Archive
+from dicom_node.claims import Claims
+from dicom_node.config import Settings
+from dicom_node.database import Database
+from dicom_node.demo.instances import phantom_dataset
+from dicom_node.domain import BundleError, MemberMap, Prediction, TargetResult
+from dicom_node.ledger import Ledger
+from dicom_node.results import encode
+from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
+from tests.result_factories import manifest
+from tests.unit.test_ledger import received
+from workers.ensemble import DeviceError
+from workers.screening import screen_claim
+
+
+class FakeEnsemble:
+    """Answers as the manifest says, or does what `fault` does."""
+
+    def __init__(self, fault=None):
+        self.manifest = manifest()
+        self.fault = fault
+        self.asked = 0
+
+    def predict(self, images):
+        self.asked += 1
+        if self.fault is not None:
+            self.fault()
+        target = self.manifest.targets[0]
+        found = MemberMap("zhang", "p_cls", np.eye(6, dtype=np.uint8) * 255, (0.1, 0.1, 0.8, 0.8))
+        return [
+            Prediction(
+                bundle=self.manifest.name,
+                release=self.manifest.release,
+                operating_point=target.operating_point,
+                targets=(TargetResult(target.name, 0.75, target.threshold, True),),
+                members={"zhang": {"p_cls": 0.7}, "basu": {"p_cls": 0.8}},
+                maps=(found,),
+            )
+            for _ in images
+        ]
+
+
+class Bench:
+    """A ledger with one claimed film, and everything that `screen_claim` needs."""
+
+    def __init__(self, folder):
+        self.database = Database(f"sqlite:///{folder / 'ledger.sqlite'}")
+        self.database.upgrade()
+        self.ledger, self.claims, self.archive = Ledger(self.database), Claims(self.database), Archive(folder / "a")
+        self.ledger.activate_release(manifest())
+        self.settings = Settings(retry_base_s=0.01, lease_s=60.0, heatmap_size=256)
+        film = self.archive.store(encode(phantom_dataset(0)))
+        self.ledger.record(received(file=film, sha256=film.sha256))
+        self.claim = self.claims.claim("worker", 60)
+
+    def screen(self, ensemble, claim=None):
+        screen_claim(
+            claim or self.claim,
+            claims=self.claims,
+            archive=self.archive,
+            ensemble=ensemble,
+            settings=self.settings,
+        )
+
+    def lose_lease(self):
+        with self.database.write() as session:
+            session.execute(update(ScreeningRow).values(attempt=ScreeningRow.attempt + 1))
+
+    def row(self):
+        with self.database.read() as session:
+            return session.scalars(select(ScreeningRow)).one()
+
+
+@pytest.fixture
+def bench(tmp_path):
+    found = Bench(tmp_path)
+    yield found
+    found.database.close()
+
+
+def raising(error):
+    def fault():
+        raise error
+
+    return fault
+
+
+def test_a_film_becomes_maps_a_heatmap_and_a_report(bench):
+    bench.screen(FakeEnsemble())
+    with bench.database.read() as session:
+        kinds = session.scalars(select(ObjectRow.kind).order_by(ObjectRow.id)).all()
+        states = session.scalars(select(TransitionRow.to_state).order_by(TransitionRow.id)).all()
+    assert kinds == ["map", "heatmap", "report"]
+    assert states == ["waiting", "claimed", "predicted", "reported", "withheld"]
+
+
+def test_two_workers_build_the_same_bytes_from_the_same_prediction_and_the_network_runs_once(bench):
+    ensemble = FakeEnsemble()
+    bench.screen(ensemble)
+
+    def produced():
+        with bench.database.read() as session:
+            rows = session.scalars(select(ObjectRow).where(ObjectRow.kind != "map").order_by(ObjectRow.id)).all()
+        return [(row.sop_instance_uid, row.sha256) for row in rows]
+
+    first = produced()
+    with bench.database.write() as session:  # as if the first worker had died before it could save its results
+        for row in session.scalars(select(ObjectRow).where(ObjectRow.kind != "map")):
+            session.delete(row)
+        session.execute(update(ScreeningRow).values(state="predicted"))
+    bench.screen(ensemble, bench.claims.claim("other", 60))
+    assert produced() == first
+    assert ensemble.asked == 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), OperationalError("", {}, Exception())])
+def test_a_full_disk_or_a_lost_database_is_not_counted_against_the_film(bench, error):
+    with pytest.raises(type(error)):
+        bench.screen(FakeEnsemble(raising(error)))
+    assert (bench.row().state, bench.row().failures) == ("claimed", 0)
+    bench.claims.give_back(bench.claim, "OSError", pause_s=0)
+    assert bench.row().state == "waiting"
+
+
+def test_a_lost_device_gives_the_film_back_and_ends_the_worker(bench):
+    with pytest.raises(DeviceError):
+        bench.screen(FakeEnsemble(raising(DeviceError("cuda:0 failed"))))
+    assert (bench.row().state, bench.row().failures) == ("waiting", 0)
+
+
+def test_a_bundle_that_was_changed_under_the_node_answers_nothing(bench):
+    ensemble = FakeEnsemble()
+    ensemble.manifest = manifest().model_copy(update={"release": "other"})
+    with pytest.raises(BundleError, match="start the node again"):
+        bench.screen(ensemble)
+    assert ensemble.asked == 0
+    assert (bench.row().state, bench.row().failures) == ("waiting", 0)
+
+
+def test_an_unforeseen_error_is_counted_told_without_its_text_and_ends_the_film_at_the_third(bench, caplog):
+    ensemble = FakeEnsemble(raising(ValueError("PHANTOM^1")))
+    claim = bench.claim
+    for _ in range(3):
+        bench.screen(ensemble, claim)
+        time.sleep(0.1)
+        claim = bench.claims.claim("worker", 60)
+    assert claim is None
+    row = bench.row()
+    assert (row.state, row.reason) == ("failed", "attempts_exhausted")
+    assert row.detail.startswith("ValueError at test_screening.py:")
+    assert "PHANTOM" not in caplog.text
+
+
+def test_too_little_memory_is_counted_and_ends_the_worker(bench):
+    with pytest.raises(MemoryError):
+        bench.screen(FakeEnsemble(raising(MemoryError())))
+    assert (bench.row().state, bench.row().failures) == ("waiting", 1)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), DeviceError("x"), MemoryError()])
+def test_a_worker_that_lost_its_lease_lives_on_whatever_its_film_does_then(bench, error):
+    def fault():
+        bench.lose_lease()
+        raise error
+
+    bench.screen(FakeEnsemble(fault))
+    assert bench.row().state == "claimed"
+
+
+def test_a_lost_lease_drops_the_result(bench):
+    bench.screen(FakeEnsemble(bench.lose_lease))
+    with bench.database.read() as session:
+        assert session.scalars(select(ObjectRow)).all() == []
+
+
+def test_a_film_that_the_archive_lost_fails_by_name(bench):
+    bench.archive.locate(bench.claim.path).unlink()
+    bench.screen(FakeEnsemble())
+    assert (bench.row().state, bench.row().reason) == ("failed", "archive_missing")
+
+
+def test_the_lease_is_renewed_while_the_network_thinks(bench):
+    bench.settings = Settings(lease_s=0.4, heatmap_size=256)
+    bench.claims.renew(bench.claim, 0.4)
+
+    def think():
+        for _ in range(10):
+            time.sleep(0.1)
+            assert bench.claims.expire_leases(max_failures=3) == 0
+
+    bench.screen(FakeEnsemble(think))
+    assert bench.row().state == "withheld"
