@@ -46,7 +46,7 @@ class Archive:
         final = self._root / relative
         if not final.parent.exists():
             final.parent.mkdir(exist_ok=True)
-            _sync_folder(self._root)
+            sync_folder(self._root)
         handle, temporary = tempfile.mkstemp(dir=self._incoming)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -58,7 +58,7 @@ class Archive:
             with contextlib.suppress(FileNotFoundError):
                 Path(temporary).unlink()
             raise
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         return ArchivedFile(relative, digest, len(content))
 
     def locate(self, relative: str) -> Path:
@@ -73,7 +73,8 @@ class Archive:
         return len(leftovers)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The folder's entries are on the disk: a file is durable only with its name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

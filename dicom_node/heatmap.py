@@ -19,12 +19,18 @@ from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME
-from dicom_node.normalise import CHARACTER_SET
-from dicom_node.results import check, equipment, find_target, local_time, seal, thresholds, weights_sha256
+from dicom_node import uids
+from dicom_node.results import (
+    check,
+    equipment,
+    find_target,
+    local_time,
+    seal,
+    series_and_maker,
+    thresholds,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -348,21 +354,9 @@ def build_heatmap(
             bits_allocated=8,
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),  # highdicom wants one; ours follows
-            series_instance_uid=uids.series_uid(instance_uid),
             series_number=SERIES_NUMBER,
             series_description=SERIES_DESCRIPTION,
-            series_date=local.date(),
-            series_time=local.time(),
-            sop_instance_uid=instance_uid,
-            instance_number=1,
-            content_date=local.date(),
-            content_time=local.time(),
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MODEL_NAME,
-            software_versions=__version__,
-            content_qualification="RESEARCH",
-            specific_character_set=CHARACTER_SET,
-            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **series_and_maker(instance_uid, local),
         )
         seal(heatmap, source, when, equipment(prediction, manifest, when))
         _describe(heatmap, source, prediction)

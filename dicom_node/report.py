@@ -25,12 +25,10 @@ from pydicom.uid import (
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     EnhancedSRStorage,
-    ExplicitVRLittleEndian,
 )
 
 from dicom_node import __version__, uids
 from dicom_node.domain import MANUFACTURER, MODEL_NAME
-from dicom_node.normalise import CHARACTER_SET
 from dicom_node.results import (
     ResultError,
     check,
@@ -41,6 +39,7 @@ from dicom_node.results import (
     local_time,
     long_string,
     seal,
+    series_and_maker,
     thresholds,
     weights_sha256,
 )
@@ -141,30 +140,18 @@ def build_report(
         report: Dataset = SOP_CLASSES[sop_class](
             evidence=[source, heatmap],
             content=content,
-            series_instance_uid=uids.series_uid(instance_uid),
             series_number=SERIES_NUMBER,
             series_description=SERIES_DESCRIPTION,
-            series_date=local.date(),
-            series_time=local.time(),
-            sop_instance_uid=instance_uid,
-            instance_number=1,
-            content_date=local.date(),
-            content_time=local.time(),
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name=MODEL_NAME,
-            software_versions=__version__,
             is_complete=True,
             is_final=False,
             is_verified=False,
-            content_qualification="RESEARCH",
             coding_schemes=[
                 CodingSchemeIdentificationItem(
                     PRIVATE_SCHEME, name="Outputs of chest X-ray networks", responsible_organization=MANUFACTURER
                 )
             ],
             performed_procedure_codes=[_COMPUTER_AIDED_DIAGNOSIS],
-            specific_character_set=CHARACTER_SET,
-            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **series_and_maker(instance_uid, local),
         )
         report.StationName = long_string(node_ae_title)[:16]
         acquisition = [

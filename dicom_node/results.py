@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any
 from highdicom.base_content import ContributingEquipment
 from pydicom import dcmwrite
 from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node import uids
-from dicom_node.domain import MANUFACTURER, NodeError
+from dicom_node import __version__, uids
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
+from dicom_node.normalise import CHARACTER_SET
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
     from dicom_node.bundle import Manifest, Target
     from dicom_node.domain import Prediction
@@ -140,6 +143,25 @@ def local_time(source: Dataset, when: datetime) -> datetime:
     minutes = int(offset[1:3]) * 60 + int(offset[3:5])
     zone = timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
     return when.astimezone(zone).replace(microsecond=0, tzinfo=None)
+
+
+def series_and_maker(instance_uid: UID, local: datetime) -> dict[str, Any]:
+    """Highdicom's arguments for the series that holds this result alone, its time and its maker."""
+    return {
+        "series_instance_uid": uids.series_uid(instance_uid),
+        "series_date": local.date(),
+        "series_time": local.time(),
+        "sop_instance_uid": instance_uid,
+        "instance_number": 1,
+        "content_date": local.date(),
+        "content_time": local.time(),
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MODEL_NAME,
+        "software_versions": __version__,
+        "content_qualification": "RESEARCH",
+        "specific_character_set": CHARACTER_SET,
+        "transfer_syntax_uid": ExplicitVRLittleEndian,
+    }
 
 
 def seal(result: Dataset, source: Dataset, when: datetime, contributors: list[ContributingEquipment]) -> None:

@@ -25,19 +25,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
-    JPEG2000,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -50,7 +39,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
     Verification,
 )
 
+from dicom_node.archive import sync_folder
 from dicom_node.domain import NodeError
+from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.process import dying_with_this_process
 
 if TYPE_CHECKING:
@@ -88,20 +79,6 @@ STORAGE_CLASSES = (
     ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
 )
-# Nothing deflated, nothing big endian.
-TRANSFER_SYNTAXES = [
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    RLELossless,
-]
 UNIQUE_KEYS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 UID_PATTERN = re.compile(r"[0-9.]{1,64}")
 BULKY_VRS = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN"}
@@ -318,7 +295,7 @@ class SmallPacs:
         ae.add_supported_context(Verification)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
         for storage_class in STORAGE_CLASSES:
-            ae.add_supported_context(storage_class, TRANSFER_SYNTAXES)
+            ae.add_supported_context(storage_class, list(TRANSFER_SYNTAXES))
         handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find)]
         try:
             self._server = ae.start_server((self.host, self.port), block=False, evt_handlers=handlers)
@@ -364,7 +341,7 @@ class SmallPacs:
                 if header.get("SOPInstanceUID") != uid:
                     return IDENTIFIER_DOES_NOT_MATCH_CLASS
                 temporary.replace(path)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
             except OSError:
                 return OUT_OF_RESOURCES
             finally:
@@ -462,12 +439,3 @@ def _values(element: DataElement) -> list[Any]:
     if element.VM == 0 or element.VR == "SQ":
         return []
     return list(element.value) if element.VM > 1 else [element.value]
-
-
-def _sync_folder(folder: Path) -> None:
-    """The rename in the folder is on the disk."""
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
