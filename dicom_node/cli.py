@@ -25,6 +25,8 @@ app = typer.Typer(
     help="A DICOM node that screens chest X-rays. Research and decision support; not a medical device.",
 )
 _COMMANDS = "dicom_node.commands"
+_KNOWN_ERROR = 2
+_OURS = {"dicom_node", "workers", "__main__"}
 
 
 class _Context:
@@ -56,10 +58,9 @@ def _root(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
-    # Other people's loggers and warnings may tell what is in a data set; ours never do.
+    # Other people's log lines and warnings may tell what is in a data set; ours never do.
+    logging.getLogger().handlers[0].addFilter(lambda record: record.name.partition(".")[0] in _OURS)
     warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom|highdicom)\b")
-    for library in ("pynetdicom", "pydicom", "highdicom", "alembic", "PIL"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 @app.command()
@@ -107,10 +108,13 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
     database = Database(settings.database_url)
     database.check_schema()
     counts = Ledger(database).counts()
-    deliveries = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s).counts()
+    outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
+    deliveries, errors = outbox.counts(), outbox.last_errors()
     holds = invariant_holds(counts)
     if as_json:
-        typer.echo(json.dumps({**counts, "deliveries": deliveries, "invariant_holds": holds}))
+        typer.echo(
+            json.dumps({**counts, "deliveries": deliveries, "delivery_errors": errors, "invariant_holds": holds})
+        )
     else:
         table = Table("state", "instances", title="Ledger")
         for name in ("received", *State, "duplicates", "conflicts"):
@@ -119,7 +123,9 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
         console.print(table)
         for destination, states in deliveries.items():
             shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-            console.print(f"objects to {destination}: {shown}")
+            console.print(f"objects to {destination}: {shown}", soft_wrap=True)
+            if destination in errors:
+                console.print(f"  last error: {errors[destination]}", soft_wrap=True)
         console.print(
             "received = delivered + withheld + declined + failed + waiting " + ("holds" if holds else "DOES NOT HOLD")
         )
@@ -159,5 +165,6 @@ def main() -> None:
     try:
         app()
     except NodeError as error:
-        sys.stderr.write(f"dicom-node: {error}\n")
-        sys.exit(2)
+        if str(error):
+            sys.stderr.write(f"dicom-node: {error}\n")
+        sys.exit(_KNOWN_ERROR)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
+)
+from pydantic_settings import (
+    SettingsError as PydanticSettingsError,
 )
 
 from dicom_node.domain import NodeError
@@ -19,11 +23,19 @@ from dicom_node.domain import NodeError
 PREFIX = "DICOM_NODE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 
+
+def _no_boolean(value: Any) -> Any:
+    """`true` is no 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted")  # noqa: TRY004 - pydantic wants a ValueError
+    return value
+
+
 # PS3.5 6.2: AE is at most 16 characters of the default repertoire, no backslash, no control characters.
 AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -122,9 +134,11 @@ def load(config: Path | None = None) -> Settings:
     try:
         return Settings(**from_file)
     except ValidationError as error:
-        raise SettingsError(_one_line(error, config)) from error
-    except (ValueError, TypeError) as error:  # pydantic-settings: a variable that is not the JSON it should be
-        raise SettingsError(f"{error} (environment variables {PREFIX}*)") from error
+        raise SettingsError(" ".join(_one_line(error, config).split())) from error
+    except PydanticSettingsError as error:  # a variable that is not the JSON it should be
+        field = re.search(r'field "(\w+)"', str(error))
+        named = PREFIX + field[1].upper() if field else f"a variable {PREFIX}*"
+        raise SettingsError(f'wrong setting {named}: it is not JSON, such as [{{"name": "pacs", ...}}]') from error
 
 
 def _refuse_unknown_variables() -> None:

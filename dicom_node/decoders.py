@@ -186,7 +186,7 @@ _JPEG_2000 = _codestream(imagecodecs.jpeg2k_decode, _jpeg2000_header)
 
 # Not here on purpose: deflated (a megabyte inflates to gigabytes while the header is read) and big endian (retired).
 _DECODERS: dict[str, Callable[[bytes, Layout], Samples]] = {
-    uid.ImplicitVRLittleEndian: _native,
+    # In the order in which the listener prefers them; implicit VR last, for it loses the VR of private elements.
     uid.ExplicitVRLittleEndian: _native,
     uid.RLELossless: _rle,
     uid.JPEGBaseline8Bit: _JPEG,
@@ -200,6 +200,7 @@ _DECODERS: dict[str, Callable[[bytes, Layout], Samples]] = {
     uid.HTJ2KLossless: _JPEG_2000,
     uid.HTJ2KLosslessRPCL: _JPEG_2000,
     uid.HTJ2K: _JPEG_2000,
+    uid.ImplicitVRLittleEndian: _native,
 }
 
 TRANSFER_SYNTAXES: tuple[str, ...] = tuple(str(syntax) for syntax in _DECODERS)

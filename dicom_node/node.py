@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("listen", "work", "deliver", "sweep")
 READY_LINE = "the node is up"
+_TOLD = 2  # exit status of a command that has said what is wrong
 _LOCK_FILE = "node.lock"
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
@@ -177,8 +178,10 @@ def _await_ready(children: list[_Child], stop: threading.Event) -> bool:
         while not child.ready.wait(0.05):
             if stop.is_set():
                 return False
-            ended = child.process is not None and child.process.poll() is not None
-            if ended or time.monotonic() > give_up_at:
+            status = child.process.poll() if child.process is not None else None
+            if status == _TOLD:
+                raise StartError  # the role's own line says it all
+            if status is not None or time.monotonic() > give_up_at:
                 raise StartError(f"the role {child.role} did not start; its message stands above")
     return True
 

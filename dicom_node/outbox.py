@@ -134,6 +134,20 @@ class Outbox:
                 found.setdefault(destination, {})[state] = count
         return found
 
+    def last_errors(self) -> dict[str, str]:
+        """By destination, why the last try of an object that is not there yet did not succeed."""
+        query = (
+            select(DeliveryRow.destination, DeliveryTryRow.detail)
+            .join(DeliveryTryRow, DeliveryTryRow.delivery_id == DeliveryRow.id)
+            .where(
+                DeliveryRow.state.in_((DeliveryState.PENDING, DeliveryState.REJECTED)),
+                DeliveryTryRow.detail.is_not(None),
+            )
+            .order_by(DeliveryTryRow.id)
+        )
+        with self._database.read() as session:
+            return {destination: str(detail) for destination, detail in session.execute(query).tuples()}
+
     def _close(
         self, session: Session, parcel: Parcel, state: DeliveryState, status: int | None, detail: str | None
     ) -> None:

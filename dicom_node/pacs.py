@@ -133,7 +133,8 @@ class Sender:
         except RuntimeError as error:  # the association ended before the request
             raise DeliveryError(f"{name} ended the association", permanent=False) from error
         if not answer or "Status" not in answer:
-            raise DeliveryError(f"{name} gave no answer to C-STORE", permanent=False)
+            ours = self._association.ae.ae_title
+            raise DeliveryError(f"{name} gave no answer to C-STORE; does it know AE title {ours}?", permanent=False)
         status = int(answer.Status)
         if status == SUCCESS:
             return status

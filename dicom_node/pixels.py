@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from dicom_node import grayscale
 from dicom_node.decoders import LOSSY, PIXEL_DATA, TRANSFER_SYNTAXES, Layout, decode
@@ -19,12 +22,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom import Dataset
 
-__all__ = ["TRANSFER_SYNTAXES", "read_picture", "render"]
+__all__ = ["TRANSFER_SYNTAXES", "read_instance", "read_picture", "render"]
 
 # A picture is coloured where this share of its pixels has channels that differ by more than this part of full scale:
 # a tinted film and coloured arrows stay below, a photograph does not.
 COLOURED_SHARE = 0.2
 COLOURED_DIFFERENCE = 51
+
+
+def read_instance(content: bytes) -> Dataset:
+    """The data set of a Part 10 file.
+
+    Raises
+    ------
+    PixelError
+        Where it is no such file, or ends too early.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = dcmread(BytesIO(content), stop_before_pixels=True)
+            whole = dcmread(BytesIO(content))
+    except InvalidDicomError as error:
+        raise PixelError("unreadable", "neither DICOM (PS3.10), PNG nor JPEG") from error
+    except Exception as error:  # pydicom raises many kinds on broken input
+        raise PixelError("unreadable", f"the data set cannot be parsed ({type(error).__name__})") from error
+    if "SOPClassUID" not in header:
+        raise PixelError("unreadable", "(0008,0016) SOPClassUID is missing: no DICOM instance")
+    if "SOPClassUID" not in whole:  # pydicom gives an empty data set where encapsulated pixels do not end
+        raise PixelError("pixels_undecodable", f"{PIXEL_DATA} ends too early: the data set is truncated")
+    return whole
 
 
 def render(ds: Dataset, *, max_pixels: int) -> NDArray[np.float32]:

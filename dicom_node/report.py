@@ -65,6 +65,7 @@ NOT_FOR_DIAGNOSIS = (
 SERIES_NUMBER = 9002
 SERIES_DESCRIPTION = "AI result - RESEARCH, NOT FOR DIAGNOSTIC USE"
 
+_MODALITIES = {"CR": "Computed Radiography", "DX": "Digital Radiography", "RG": "Radiographic imaging"}
 _UNIT = Code("1", "UCUM", "no units")
 _PROBABILITY = Code("122157", "DCM", "Probability")
 _THRESHOLD = Code("122411", "DCM", "Threshold Value")
@@ -182,13 +183,25 @@ def _content(
         for member in manifest.members
         if member.name in prediction.members
     ]
-    return sr.MeasurementReport(
+    content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_PLAIN_CHEST_XRAY,
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
         referenced_images=[_library_entry(source)],
     )
+    _name_modality(content[0], source)
+    return content
+
+
+def _name_modality(item: Dataset, source: Dataset) -> None:
+    """Put the source's modality (CID 29) into the Image Library: highdicom derives it from the SOP class alone."""
+    meaning = _MODALITIES.get(source.get("Modality"))
+    for child in item.get("ContentSequence", []):
+        if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value and meaning:
+            child.ConceptCodeSequence = [sr.CodedConcept(source.Modality, "DCM", meaning)]
+        elif "ContentSequence" in child:
+            _name_modality(child, source)
 
 
 def _target_group(

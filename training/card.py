@@ -76,6 +76,10 @@ sum of sensitivity and specificity, {points["balanced"]["threshold"]:.4f}; `high
 sensitivity of at least 95 %, {points["high-sensitivity"]["threshold"]:.4f}. `adults` is cohen, hannover and nih
 together (with the few children in them), `pooled` is everything.
 
+A row of `index.csv` counts where it is a frontal film: `finding` is not `not_cxr` and `view` is not `LATERAL`. Positive
+is `finding` equal to `covid19`, negative is every other. `dicom-node screen --json` on those files gives the same
+probabilities.
+
 ### val: other patients of the same sources, scored once
 
 {_table(result["val"])}

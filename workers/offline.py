@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import cv2
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
@@ -22,7 +19,7 @@ from dicom_node.bundle import find_bundle
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
 from dicom_node.heatmap import build_heatmap, draw_heatmap
 from dicom_node.normalise import normalise
-from dicom_node.pixels import read_picture, render
+from dicom_node.pixels import read_instance, read_picture, render
 from dicom_node.report import build_report
 from dicom_node.results import encode
 from workers.ensemble import Ensemble
@@ -38,8 +35,8 @@ if TYPE_CHECKING:
     from dicom_node.config import Settings
     from dicom_node.domain import Prediction
 
-_PICTURES = {".png", ".jpg", ".jpeg"}
-_DICOM_NAMES = {".dcm", ".dicom", ".ima"}
+_NAMES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".ima"}
+_PICTURE_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of PNG and JPEG
 
 
 class OutputFolderError(NodeError):
@@ -123,13 +120,20 @@ def _inputs(path: Path) -> list[Path]:
 
 
 def _looks_readable(path: Path) -> bool:
-    if path.suffix.lower() in _PICTURES | _DICOM_NAMES:
+    """By name or by content; what cannot be opened is tried, so that its line says what is wrong."""
+    try:
+        start = _first_bytes(path)
+    except PixelError:
         return True
+    return path.suffix.lower() in _NAMES or start.startswith(_PICTURE_MARKS) or start[128:132] == b"DICM"
+
+
+def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return True  # its line says what is wrong
+            return file.read(132)
+    except OSError as error:
+        raise PixelError("unreadable", f"cannot be opened: {error.strerror}") from error
 
 
 def _make_folder(out: Path) -> None:
@@ -142,11 +146,12 @@ def _make_folder(out: Path) -> None:
 def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | None) -> _Answer:
     answer = _Answer(path)
     try:
-        if path.suffix.lower() in _PICTURES:
+        start = _first_bytes(path)
+        if start.startswith(_PICTURE_MARKS):
             answer.pixels = read_picture(path, max_pixels=settings.max_pixels)
             answer.admitted = True
         else:
-            source = _read_dicom(path)
+            source = read_instance(path.read_bytes())
             answer.sop_instance_uid = str(source.get("SOPInstanceUID", "")) or None
             admission = admit(source, settings)
             answer.admitted, answer.reason = admission.admitted, admission.reason
@@ -164,17 +169,6 @@ def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | 
     except Exception as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer
-
-
-def _read_dicom(path: Path) -> Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dcmread(path)
-    except FileNotFoundError as error:
-        raise PixelError("unreadable", "no such file") from error
-    except InvalidDicomError as error:
-        raise PixelError("unreadable", "neither DICOM (PS3.10), PNG nor JPEG") from error
 
 
 def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from contextlib import contextmanager
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from pydicom import dcmread
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.claims import Product, StoredMap
@@ -28,15 +25,13 @@ from dicom_node.domain import (
 )
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
-from dicom_node.pixels import render
+from dicom_node.pixels import read_instance, render
 from dicom_node.report import build_report
 from dicom_node.results import encode
 from workers.ensemble import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pydicom.dataset import Dataset
 
     from dicom_node.archive import Archive
     from dicom_node.claims import Claim, Claims, StoredPrediction
@@ -98,7 +93,7 @@ def _try(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble, set
 
 
 def _advance(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble, settings: Settings) -> None:
-    source = _read(archive, claim.path)
+    source = read_instance(_bytes(archive, claim.path))
     pixels = render(source, max_pixels=settings.max_pixels)
     if claim.state is State.CLAIMED:
         if ensemble.manifest != claim.manifest:
@@ -128,12 +123,6 @@ def _advance(claim: Claim, claims: Claims, archive: Archive, ensemble: Ensemble,
     ]
     claims.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
     log.info("screening %d reported", claim.screening_id)
-
-
-def _read(archive: Archive, path: str) -> Dataset:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return dcmread(BytesIO(_bytes(archive, path)))
 
 
 def _bytes(archive: Archive, path: str) -> bytes:

@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pynetdicom import AE
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -27,6 +25,7 @@ from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State
 from dicom_node.ledger import Ledger, Summary
 from dicom_node.node import READY_LINE
 from dicom_node.pacs import Pacs
+from dicom_node.pixels import read_instance
 from dicom_node.process import dying_with_this_process
 
 if TYPE_CHECKING:
@@ -59,16 +58,16 @@ class _Sent:
     seconds: float | None = None
     in_pacs: frozenset[str] = frozenset()
 
-    @property
-    def shown(self) -> str:
-        """The end of the study's UID, enough to tell studies apart on a screen."""
-        return f"…{self.study_instance_uid[-8:]}"
-
 
 def run(settings: Settings, *, images: Path | None, folder: Path, count: int) -> bool:
     """Whether every image that was not declined has its report and its heatmap in the PACS."""
     console = Console()
+    sources = _sources(images, count)
     folder = folder.resolve() / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise DemoError(f"{folder} cannot be made: {error.strerror}; set --folder") from error
     asking = Peer(name="demo", ae_title=_SENDER, host=_LOOPBACK, port=free_port())
     with open_pacs(folder / "pacs", peers=[asking]) as pacs:
         peer = Peer(name="demo-pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
@@ -79,17 +78,20 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
             console.print(f"node: {settings.ae_title} on {_LOOPBACK}:{port}, log in {folder / 'node.log'}")
             node = Peer(name="node", ae_title=settings.ae_title, host=_LOOPBACK, port=port)
             database = Database(_database_url(folder))
-            sent = _send(node, images, count, folder / "sent", console)
+            sent = _send(node, sources, folder / "sent", console)
             summaries = _wait(sent, Ledger(database), Pacs(peer, ae_title=_SENDER, timeout_s=30.0), console)
             database.close()
     console.print(_table(sent, summaries))
-    for image in sent:
-        for kind, path in (
-            summaries[image.sop_instance_uid].objects.items() if image.sop_instance_uid in summaries else ()
-        ):
-            console.print(f"{image.shown} {kind:7} {folder / 'archive' / path}", soft_wrap=True)
+    for number, image in enumerate(sent, 1):
+        console.print(f"{number} study {image.study_instance_uid}", soft_wrap=True)
+        summary = summaries.get(image.sop_instance_uid)
+        for kind, path in summary.objects.items() if summary else ():
+            console.print(f"  {kind:7} {folder / 'archive' / path}", soft_wrap=True)
     console.print(f"database {folder / 'ledger.sqlite'}", soft_wrap=True)
     complete = all(_complete(summaries.get(image.sop_instance_uid), image) for image in sent)
+    declined = sum(summary.state is State.DECLINED for summary in summaries.values())
+    if declined:
+        console.print(f"{declined} of {len(sent)} images were declined and have no result")
     console.print("every result stands in the PACS" if complete else "[bold red]results are missing in the PACS")
     console.print("Research and decision support only: not a medical device.")
     return complete
@@ -136,21 +138,25 @@ def _running_node(config: Path, log: Path) -> Iterator[None]:
             process.wait()
 
 
-def _send(node: Peer, images: Path | None, count: int, folder: Path, console: Console) -> list[_Sent]:
-    """Every image was sent over one association and answered with Success."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _sources(images: Path | None, count: int) -> list[Path | int]:
+    """The files to send, or the numbers of the phantoms."""
     if images is None:
-        sources: list[Path | int] = list(range(count))
-    else:
-        sources = sorted(path for path in images.rglob("*") if path.is_file())
-        if not sources:
-            raise DemoError(f"{images} holds no files")
+        return list(range(count))
+    found: list[Path | int] = [path for path in sorted(images.rglob("*")) if path.is_file()]
+    if not found:
+        raise DemoError(f"{images} holds no files")
+    return found
+
+
+def _send(node: Peer, sources: list[Path | int], folder: Path, console: Console) -> list[_Sent]:
+    """Every image was sent over an association of its own and answered with Success."""
+    folder.mkdir()
     sent: list[_Sent] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         for source in progress.track(sources, description="Sending"):
             ds = phantom_dataset(source, fresh_uids=True) if isinstance(source, int) else _read(source)
-            if ds is None:
-                console.print(f"{source} is no DICOM, PNG or JPEG file: left out")
+            if isinstance(ds, NodeError):
+                console.print(f"{source} is left out: {ds}", soft_wrap=True)
                 continue
             path = folder / f"{len(sent):05}.dcm"
             ds.save_as(path, enforce_file_format=True)
@@ -162,13 +168,16 @@ def _send(node: Peer, images: Path | None, count: int, folder: Path, console: Co
     return sent
 
 
-def _read(path: Path) -> Dataset | None:
-    if path.suffix.lower() in _PICTURES:
-        return picture_dataset(path)
+def _read(path: Path) -> Dataset | NodeError:
+    """The image as an instance, or why it is none."""
     try:
-        return dcmread(path)
-    except InvalidDicomError:
-        return None
+        if path.suffix.lower() in _PICTURES:
+            return picture_dataset(path)
+        return read_instance(path.read_bytes())
+    except NodeError as error:
+        return error
+    except OSError as error:
+        return DemoError(f"cannot be opened: {error.strerror}")
 
 
 def _store(node: Peer, ds: Dataset) -> None:
@@ -242,15 +251,15 @@ def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
     table = Table(title="Screened")
     for heading in ("study", "state", "probability", "decision", "in PACS", "seconds"):
         table.add_column(heading, overflow="fold")
-    for image in sent:
+    for number, image in enumerate(sent, 1):
         summary = summaries.get(image.sop_instance_uid)
         if summary is None:
-            table.add_row(image.shown, "not finished in time", *("-",) * 4)
+            table.add_row(f"{number}", "not finished in time", *("-",) * 4)
             continue
         first = summary.targets[0] if summary.targets else None
         held = sum(uid in image.in_pacs for uid in summary.sop_instance_uids.values())
         table.add_row(
-            image.shown,
+            f"{number}",
             summary.state if not summary.reason else f"{summary.state}: {summary.reason}",
             f"{first.probability:.3f}" if first else "-",
             ("FLAGGED" if first.flagged else "not flagged") if first else "-",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import pytest
@@ -53,11 +54,13 @@ def test_the_demo_takes_images_of_ones_own_and_shows_what_was_declined(no_orthan
     lateral.ViewPosition = "LL"
     lateral.save_as(images / "lateral.dcm", enforce_file_format=True)
     (images / "notes.txt").write_text("no image")
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     assert run(Settings(), images=images, folder=tmp_path / "demo", count=1)
     told = capsys.readouterr().out
     assert told.count("delivered") == 2
     assert "lateral" in told
-    assert "left out" in told
+    assert told.count("is left out") == 2
+    assert "1 of 3 images were declined" in told
 
 
 def test_the_demo_fails_where_a_result_is_missing(no_orthanc, tmp_path, capsys, monkeypatch):
@@ -72,3 +75,8 @@ def test_an_empty_folder_is_named(no_orthanc, tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(DemoError, match="holds no files"):
         run(Settings(), images=tmp_path / "images", folder=tmp_path / "demo", count=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named(no_orthanc):
+    with pytest.raises(DemoError, match="set --folder"):
+        run(Settings(), images=None, folder=Path("/proc/demo"), count=1)

@@ -108,6 +108,7 @@ def test_a_taken_port_ends_the_start_with_one_clear_line(node, tmp_path):
     done = other.run("up")
     assert done.returncode == 2
     assert f"cannot listen on 127.0.0.1:{node.port}: Address already in use" in done.stderr
+    assert done.stderr.count("dicom-node: ") == 1
 
 
 def test_a_sop_class_that_is_not_served_is_not_accepted(node):
@@ -220,7 +221,9 @@ def test_a_destination_that_rejects_the_node_stops_the_delivery_and_shows_it(ort
             assert dcmsend(node.port, path)[0] == 0
             summary = node.await_ended(ds.SOPInstanceUID)
             assert (summary.state, summary.reason) == ("failed", "delivery_rejected")
-            assert node.status()["deliveries"] == {"pacs": {"rejected": 2}}
+            status = node.status()
+            assert status["deliveries"] == {"pacs": {"rejected": 2}}
+            assert "Called AE title not recognised" in status["delivery_errors"]["pacs"]
         finally:
             node.stop()
 

@@ -7,6 +7,7 @@ import sys
 import cv2
 import pytest
 from pydicom import dcmread
+from pydicom.uid import RLELossless
 
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.phantom import draw_phantom
@@ -59,6 +60,12 @@ def folder(tmp_path_factory):
     huge.save_as(found / "i-huge.dcm", enforce_file_format=True)
     last = phantom_dataset(3)
     last.save_as(found / "j-last", enforce_file_format=True)
+    cut = phantom_dataset(4)
+    cut.compress(RLELossless, generate_instance_uid=False)
+    cut.save_as(found / "k-cut.dcm", enforce_file_format=True)
+    (found / "k-cut.dcm").write_bytes((found / "k-cut.dcm").read_bytes()[:200_000])
+    (found / "l-empty.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"garbage" * 100)
+    (found / "m-picture.dcm").write_bytes((found / "c-picture.png").read_bytes())
     return found
 
 
@@ -80,6 +87,9 @@ def test_every_input_has_a_line_with_the_documented_keys(answers):
         "g-text.dcm",
         "i-huge.dcm",
         "j-last",
+        "k-cut.dcm",
+        "l-empty.dcm",
+        "m-picture.dcm",
         "nowhere.dcm",
     ]
     for line in lines.values():
@@ -90,14 +100,24 @@ def test_unreadable_files_say_why_and_the_exit_status_is_1(answers):
     status, lines, _ = answers
     assert status == 1
     broken = {name for name, line in lines.items() if "error" in line}
-    assert broken == {"e-broken.dcm", "f-broken.jpg", "g-text.dcm", "i-huge.dcm", "nowhere.dcm"}
+    assert broken == {
+        "e-broken.dcm",
+        "f-broken.jpg",
+        "g-text.dcm",
+        "i-huge.dcm",
+        "k-cut.dcm",
+        "l-empty.dcm",
+        "nowhere.dcm",
+    }
+    assert {lines[name]["admitted"] for name in broken - {"e-broken.dcm", "i-huge.dcm"}} == {None}
     assert "(0028,0010)" in lines["i-huge.dcm"]["error"]
-    assert "no such file" in lines["nowhere.dcm"]["error"]
+    assert "(7FE0,0010)" in lines["k-cut.dcm"]["error"]
+    assert "No such file" in lines["nowhere.dcm"]["error"]
 
 
 def test_the_others_are_screened(answers):
     _, lines, _ = answers
-    for name in ("a-film.dcm", "c-picture.png", "j-last"):
+    for name in ("a-film.dcm", "c-picture.png", "j-last", "m-picture.dcm"):
         line = lines[name]
         assert line["admitted"] is True
         assert line["reason"] is None
@@ -121,7 +141,14 @@ def test_what_is_declined_has_its_reason_and_no_figures(answers):
 def test_results_are_written_where_asked(answers):
     _, _, out = answers
     names = sorted(path.name.partition("-")[0] + path.name[path.name.index(".") :] for path in out.iterdir())
-    assert names == ["a.heatmap.dcm", "a.report.dcm", "c.heatmap.png", "j.heatmap.dcm", "j.report.dcm"]
+    assert names == [
+        "a.heatmap.dcm",
+        "a.report.dcm",
+        "c.heatmap.png",
+        "j.heatmap.dcm",
+        "j.report.dcm",
+        "m.heatmap.png",
+    ]
     assert dcmread(next(out.glob("a-*.report.dcm"))).Modality == "SR"
 
 

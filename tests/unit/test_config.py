@@ -61,6 +61,8 @@ def test_peers_can_come_from_a_variable(monkeypatch):
     [
         ("prot = 1\n", "unknown setting prot"),
         ("port = 0\n", "wrong setting port"),
+        ("port = true\n", "wrong setting port"),
+        ('"a\\nb" = 1\n', "unknown setting a b"),
         ('ae_title = "ABCDEFGHIJKLMNOPQ"\n', "wrong setting ae_title"),
         ('ae_title = "A\\\\B"\n', "wrong setting ae_title"),
         ('[[peers]]\nname = "a"\n', "wrong setting peers.0.ae_title"),
@@ -82,6 +84,12 @@ def test_a_wrong_setting_is_named_in_one_line(tmp_path, text, told):
 def test_an_unknown_variable_is_named(monkeypatch):
     monkeypatch.setenv("DICOM_NODE_PROT", "1")
     with pytest.raises(SettingsError, match="DICOM_NODE_PROT"):
+        load()
+
+
+def test_a_variable_that_is_no_json_is_named(monkeypatch):
+    monkeypatch.setenv("DICOM_NODE_PEERS", "[{")
+    with pytest.raises(SettingsError, match="wrong setting DICOM_NODE_PEERS: it is not JSON"):
         load()
 
 

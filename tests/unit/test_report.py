@@ -9,7 +9,12 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from pydicom.uid import ComprehensiveSRStorage, EnhancedSRStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+)
 
 from dicom_node import __version__
 from dicom_node.domain import MANUFACTURER, MODEL_NAME, TargetResult
@@ -330,3 +335,9 @@ def test_a_source_with_an_illegal_study_uid_still_gets_its_results_into_that_stu
         source[tag] = RawDataElement(tag, "UI", 6, b"1.02.3", 0, False, True)
     for result in results(source):
         assert b"UI\x06\x001.02.3" in encode(result)
+
+
+def test_the_image_library_names_the_modality_of_the_source_and_not_of_its_sop_class() -> None:
+    source = stored(chest_dataset(SOPClassUID=SecondaryCaptureImageStorage))
+    (modality,) = [item for item in items(results(source)[1], "CODE") if name_of(item) == ("121139", "DCM")]
+    assert modality.ConceptCodeSequence[0].CodeValue == "CR"
