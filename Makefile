@@ -28,7 +28,7 @@ lint: .venv/.ready
 	@touch $@
 
 lock:
-	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
 		--upgrade --quiet --output-file requirements.lock
 
 clean:

@@ -31,8 +31,9 @@ SOP_CLASSES = frozenset(
     }
 )
 
-# RG is PS3.3 C.7.3.1.1.1's term for a radiograph on film: what a film digitiser writes into a Secondary Capture.
+# RG is PS3.3 C.7.3.1.1.1's term for a radiograph on film.
 MODALITIES = frozenset({"CR", "DX", "RG"})
+CAPTURED_MODALITIES = frozenset({"CR", "DX"})
 
 # From the one that belongs to the image alone to the one that belongs to the whole study, which may name more parts.
 _SERIES_DESCRIPTIONS = (
@@ -84,7 +85,8 @@ def _object_reason(header: Dataset, *, accept_for_processing: bool) -> tuple[Dec
 
     # A Secondary Capture can hold anything, so there Modality has to say that it is a radiograph.
     modality = _text(header, "Modality").upper()
-    if modality not in MODALITIES and (modality or sop_class == uid.SecondaryCaptureImageStorage):
+    captured = sop_class == uid.SecondaryCaptureImageStorage
+    if modality not in (CAPTURED_MODALITIES if captured else MODALITIES) and (modality or captured):
         return DeclineReason.MODALITY, ("Modality",)
     if (_integer(header, "SamplesPerPixel") or 1) != 1:
         return DeclineReason.COLOUR, ("SamplesPerPixel",)

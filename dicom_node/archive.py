@@ -32,6 +32,9 @@ class Archive:
         self._root = root
         self._incoming = root / _INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
+        for number in range(256):
+            (root / f"{number:02x}").mkdir(exist_ok=True)
+        sync_folder(root)
 
     def store(self, content: bytes, suffix: str = ".dcm") -> ArchivedFile:
         """The content is on the disk under its digest, file and folder entry both synchronised.
@@ -39,14 +42,11 @@ class Archive:
         Raises
         ------
         OSError
-            Where the disk is full or read-only; nothing is left behind.
+            Where the disk is full or read-only; nothing half-written is left behind.
         """
         digest = hashlib.sha256(content).hexdigest()
         relative = f"{digest[:2]}/{digest}{suffix}"
         final = self._root / relative
-        if not final.parent.exists():
-            final.parent.mkdir(exist_ok=True)
-            sync_folder(self._root)
         handle, temporary = tempfile.mkstemp(dir=self._incoming)
         try:
             with os.fdopen(handle, "wb") as file:

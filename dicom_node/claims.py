@@ -302,11 +302,13 @@ class Claims:
                 or_(ScreeningRow.lease_expires_at.is_not(None), ScreeningRow.state == State.CLAIMED)
             ),
             0,
-            1,
+            None,
             "the node was restarted",
         )
 
-    def _take_back(self, lost: Select[tuple[ScreeningRow]], failures: int, max_failures: int, detail: str) -> int:
+    def _take_back(
+        self, lost: Select[tuple[ScreeningRow]], failures: int, max_failures: int | None, detail: str
+    ) -> int:
         with self._database.write() as session:
             rows = session.scalars(lost.with_for_update(skip_locked=True)).all()
             for row in rows:
@@ -314,7 +316,7 @@ class Claims:
                 row.failures += failures
                 row.lease_expires_at = row.worker = None
                 row.detail = detail
-                if failures and row.failures >= max_failures:
+                if max_failures is not None and row.failures >= max_failures:
                     row.state, row.reason = State.FAILED, "attempts_exhausted"
                 else:
                     row.state = _after_claim(old)

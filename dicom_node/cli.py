@@ -16,7 +16,7 @@ from rich.table import Table
 
 from dicom_node import __version__
 from dicom_node.config import Settings, load
-from dicom_node.domain import NodeError, State
+from dicom_node.domain import NodeError, State, invariant_holds
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -102,7 +102,6 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
     from dicom_node.database import Database
     from dicom_node.ledger import Ledger
     from dicom_node.outbox import Outbox
-    from dicom_node.roles import invariant_holds
 
     settings: Settings = context.obj.settings
     database = Database(settings.database_url)

@@ -20,9 +20,6 @@ from dicom_node.domain import PixelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 Cells = NDArray[np.uint8] | NDArray[np.uint16]
 
 PIXEL_DATA = "(7FE0,0010) PixelData"

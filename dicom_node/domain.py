@@ -139,6 +139,13 @@ class Prediction:
     maps: tuple[MemberMap, ...] = ()
 
 
+def invariant_holds(counts: dict[str, int]) -> bool:
+    """Whether received = delivered + withheld + declined + failed + waiting; `reported` and before are waiting."""
+    ended = sum(counts[state] for state in ("delivered", "withheld", "declined", "failed"))
+    waiting = sum(counts[state] for state in ("waiting", "claimed", "predicted", "reported"))
+    return counts["received"] == ended + waiting
+
+
 def place_of(error: BaseException) -> str:
     """Type and place of an unforeseen error, to be told instead of its text, which may hold patient data."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -6,10 +6,10 @@ States of a screening (`dicom_node.domain.State`)::
             -> waiting <-> claimed           claim; a lease that runs out, or a retry, gives it back
                            claimed -> predicted -> reported -> delivered | withheld
                            claimed, predicted -> declined      the pixels say no
-    waiting, claimed, predicted, reported -> failed            permanent reason, too many failures, rejected delivery
+    claimed, predicted, reported -> failed                     permanent reason, too many failures, rejected delivery
 
 Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; these three modules and
-`dicom_node.tables` are the only ones that speak SQL.
+`dicom_node.tables` are the only ones that know the tables.
 """
 
 from __future__ import annotations

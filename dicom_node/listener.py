@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import socket
 import time
 import warnings
 from io import BytesIO
@@ -20,19 +19,14 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
-    SecondaryCaptureImageStorage,
-    Verification,
-)
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.admission import admit
+from dicom_node.admission import SOP_CLASSES, admit
 from dicom_node.domain import place_of
 from dicom_node.ledger import Received, ReleaseError
 from dicom_node.pixels import TRANSFER_SYNTAXES
+from dicom_node.transport import no_delay
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
 
 if TYPE_CHECKING:
@@ -52,13 +46,6 @@ OUT_OF_RESOURCES = 0xA700
 DATASET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.20
-
-SOP_CLASSES = (
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
-    SecondaryCaptureImageStorage,
-)
 
 _MAXIMUM_PDU_BYTES = 131_072  # what DCMTK sends at most; larger gains nothing
 _MAXIMUM_ASSOCIATIONS = 32
@@ -88,7 +75,7 @@ class Listener:
         self._entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
         self._entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
         self._entity.add_supported_context(Verification)
-        for sop_class in SOP_CLASSES:
+        for sop_class in sorted(SOP_CLASSES):
             self._entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
 
     def start(self) -> None:
@@ -100,7 +87,7 @@ class Listener:
             Where the address cannot be listened on; a port still held by a dying process is waited for.
         """
         handlers: list[Any] = [
-            (evt.EVT_CONN_OPEN, _no_delay),
+            (evt.EVT_CONN_OPEN, no_delay),
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
         ]
@@ -236,10 +223,3 @@ def _status(status: int, comment: str) -> Dataset:
 
 def _shown(uid: str) -> str:
     return uid if _UID.fullmatch(uid) else "an object without a legal UID"
-
-
-def _no_delay(event: Event) -> None:
-    """Answers leave at once: with Nagle's algorithm each C-STORE waits some 40 ms for the peer's acknowledgement."""
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

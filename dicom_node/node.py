@@ -39,7 +39,7 @@ READY_LINE = "the node is up"
 _TOLD = 2  # exit status of a command that has said what is wrong
 _LOCK_FILE = "node.lock"
 _READY_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 15.0
 _SHORTEST_PAUSE_S, _DOUBLINGS = 0.5, 6
 _STEADY_AFTER_S = 60.0
 
@@ -190,7 +190,7 @@ def _end(children: list[_Child]) -> None:
     processes = [child.process for child in children if child.process is not None]
     for process in processes:
         process.terminate()
-    give_up_at = time.monotonic() + _STOP_TIMEOUT_S
+    give_up_at = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
         try:
             process.wait(max(0.1, give_up_at - time.monotonic()))

@@ -108,7 +108,9 @@ class Outbox:
         keys = [parcel.delivery_id for parcel in parcels]
         with self._database.write() as session:
             session.execute(
-                update(DeliveryRow).where(DeliveryRow.id.in_(keys)).values(lease_expires_at=db_now(lease_s))
+                update(DeliveryRow)
+                .where(DeliveryRow.id.in_(keys), DeliveryRow.state == DeliveryState.PENDING)
+                .values(lease_expires_at=db_now(lease_s))
             )
 
     def postpone(self, destination: str) -> None:
@@ -136,14 +138,19 @@ class Outbox:
 
     def last_errors(self) -> dict[str, str]:
         """By destination, why the last try of an object that is not there yet did not succeed."""
-        query = (
-            select(DeliveryRow.destination, DeliveryTryRow.detail)
-            .join(DeliveryTryRow, DeliveryTryRow.delivery_id == DeliveryRow.id)
+        latest = (
+            select(func.max(DeliveryTryRow.id))
+            .join(DeliveryRow, DeliveryRow.id == DeliveryTryRow.delivery_id)
             .where(
                 DeliveryRow.state.in_((DeliveryState.PENDING, DeliveryState.REJECTED)),
                 DeliveryTryRow.detail.is_not(None),
             )
-            .order_by(DeliveryTryRow.id)
+            .group_by(DeliveryRow.destination)
+        )
+        query = (
+            select(DeliveryRow.destination, DeliveryTryRow.detail)
+            .join(DeliveryTryRow, DeliveryTryRow.delivery_id == DeliveryRow.id)
+            .where(DeliveryTryRow.id.in_(latest))
         )
         with self._database.read() as session:
             return {destination: str(detail) for destination, detail in session.execute(query).tuples()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 from typing import TYPE_CHECKING
 
 from pydicom import dcmread
@@ -15,6 +14,7 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from dicom_node.domain import DeliveryError
+from dicom_node.transport import no_delay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
     from pynetdicom.association import Association
-    from pynetdicom.events import Event
 
     from dicom_node.config import Peer
 
@@ -37,6 +36,8 @@ PENDING = (0xFF00, 0xFF01)
 # a lack of resources (0xA7xx) and a processing failure (0x0110) can pass.
 _WARNINGS = range(0xB000, 0xC000)
 _RETRYABLE = {*range(0xA700, 0xA800), 0x0110}
+# PS3.7 C.4.2: the peer has this object; so answers a peer whose first answer was lost.
+_DUPLICATE = 0x0111
 _REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
 
 
@@ -91,7 +92,7 @@ class Pacs:
         peer = self._peer
         try:
             association = entity.associate(
-                peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, _no_delay)]
+                peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)]
             )
         except OSError as error:  # such as a host name that does not resolve
             raise DeliveryError(
@@ -126,8 +127,10 @@ class Sender:
         name = self._peer.name
         try:
             answer = self._association.send_c_store(self._as_accepted(file))
-        except (OSError, InvalidDicomError, AttributeError) as error:
+        except (FileNotFoundError, InvalidDicomError, AttributeError) as error:
             raise DeliveryError(f"{file.name} is not in the archive as it was stored", permanent=True) from error
+        except OSError as error:
+            raise DeliveryError(f"{file.name} cannot be read: {error.strerror}", permanent=False) from error
         except ValueError as error:  # no accepted presentation context for the SOP class
             raise DeliveryError(f"{name} accepts no presentation context for the object", permanent=True) from error
         except RuntimeError as error:  # the association ended before the request
@@ -136,7 +139,7 @@ class Sender:
             ours = self._association.ae.ae_title
             raise DeliveryError(f"{name} gave no answer to C-STORE; does it know AE title {ours}?", permanent=False)
         status = int(answer.Status)
-        if status == SUCCESS:
+        if status in (SUCCESS, _DUPLICATE):
             return status
         if status in _WARNINGS:
             log.warning("%s stored an object with warning 0x%04X", name, status)
@@ -166,10 +169,3 @@ def _not_established(association: Association, peer: Peer) -> DeliveryError:
     if association.acceptor.primitive is not None and not association.accepted_contexts:
         return DeliveryError(f"{where} accepts none of the proposed SOP classes", permanent=True)
     return DeliveryError(f"{where} does not answer", permanent=False)
-
-
-def _no_delay(event: Event) -> None:
-    """As in the listener: a C-STORE request leaves in two writes, which Nagle's algorithm would hold apart."""
-    transport = event.assoc.dul.socket
-    if transport is not None and transport.socket is not None:
-        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -45,6 +45,8 @@ def read_instance(content: bytes) -> Dataset:
             whole = dcmread(BytesIO(content))
     except InvalidDicomError as error:
         raise PixelError("unreadable", "neither DICOM (PS3.10), PNG nor JPEG") from error
+    except MemoryError:
+        raise
     except Exception as error:  # pydicom raises many kinds on broken input
         raise PixelError("unreadable", f"the data set cannot be parsed ({type(error).__name__})") from error
     if "SOPClassUID" not in header:
@@ -83,6 +85,8 @@ def render(ds: Dataset, *, max_pixels: int) -> NDArray[np.float32]:
         try:
             return _render(ds, max_pixels)
         except NodeError:
+            raise
+        except MemoryError:
             raise
         except Exception as error:  # decoders raise many kinds
             raise PixelError("pixels_undecodable", f"{PIXEL_DATA}: {type(error).__name__}: {error}"[:200]) from error

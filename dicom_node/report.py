@@ -5,7 +5,7 @@ member with its outputs as the ledger has them. A question is its target's code,
 (CID 250); the code never stands as a Finding, which would assert it on negatives too. That an image is *normal* is
 never said: a bundle that finds no COVID-19 has not looked for anything else.
 
-The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR, for archives that do not take the first.
+The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from dicom_node.bundle import Manifest, Member
     from dicom_node.domain import Prediction, TargetResult
 
-# In the order in which they are offered to an archive.
 SOP_CLASSES = {
     Comprehensive3DSRStorage: sr.Comprehensive3DSR,
     ComprehensiveSRStorage: sr.ComprehensiveSR,
@@ -196,12 +195,12 @@ def _content(
 
 def _name_modality(item: Dataset, source: Dataset) -> None:
     """Put the source's modality (CID 29) into the Image Library: highdicom derives it from the SOP class alone."""
-    meaning = _MODALITIES.get(source.get("Modality"))
+    if source.get("Modality") not in _MODALITIES:
+        return
     for child in item.get("ContentSequence", []):
-        if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value and meaning:
-            child.ConceptCodeSequence = [sr.CodedConcept(source.Modality, "DCM", meaning)]
-        elif "ContentSequence" in child:
-            _name_modality(child, source)
+        if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value:
+            child.ConceptCodeSequence = [sr.CodedConcept(source.Modality, "DCM", _MODALITIES[source.Modality])]
+        _name_modality(child, source)
 
 
 def _target_group(

@@ -16,7 +16,7 @@ from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
-from dicom_node.domain import NodeError, place_of
+from dicom_node.domain import NodeError, invariant_holds, place_of
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from dicom_node.outbox import Outbox
@@ -113,10 +113,3 @@ def sweep(settings: Settings) -> None:
         except Exception as error:
             log.warning("sweep pauses: %s", place_of(error))
         stop.wait(settings.sweep_s)
-
-
-def invariant_holds(counts: dict[str, int]) -> bool:
-    """Whether received = delivered + withheld + declined + failed + waiting; `reported` and before are waiting."""
-    ended = sum(counts[state] for state in ("delivered", "withheld", "declined", "failed"))
-    waiting = sum(counts[state] for state in ("waiting", "claimed", "predicted", "reported"))
-    return counts["received"] == ended + waiting

@@ -1,8 +1,9 @@
-"""Every UID that the node gives away, derived from what decides the content that it names.
+"""Every UID that the node gives away, derived from what decides what is said: source, release, thresholds, program.
 
 The same screening told twice has the same UIDs, so that a retry is a duplicate and not a second result; another
 release, threshold or version of this program makes other objects, and so other UIDs: an archive that does not
-overwrite would keep the first content under a reused UID, silently.
+overwrite would keep the first content under a reused UID, silently. The time of the prediction is not part of it: the
+ledger keeps one prediction of an image and release, and results are built from that one alone.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def work(settings: Settings) -> None:
                 continue
             screen_claim(claim, claims=claims, archive=archive, ensemble=ensemble, settings=settings)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("the worker pauses: %s", type(error).__name__)
+            told = error.strerror if isinstance(error, OSError) else type(error).__name__
+            log.warning("the worker pauses%s: %s", f" at screening {claim.screening_id}" if claim else "", told)
             stop.wait(_PAUSE_AFTER_FAULT_S)
             if claim is not None:
                 _give_back(claim, claims, type(error).__name__, settings.retry_base_s)

@@ -166,6 +166,8 @@ def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | 
         answer.admitted, answer.reason = False, error.reason
     except NodeError as error:
         answer.error = str(error)
+    except OSError as error:
+        answer.error = f"{error.filename or path}: {error.strerror}"
     except Exception as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer
@@ -178,7 +180,7 @@ def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -
     stem = f"{answer.path.stem}-{hashlib.sha256(str(answer.path.resolve()).encode()).hexdigest()[:8]}"
     if answer.header is None:
         drawn = draw_heatmap(answer.pixels, answer.prediction, ensemble.manifest, size=settings.heatmap_size)
-        cv2.imwrite(str(out / f"{stem}.heatmap.png"), drawn[..., ::-1])
+        (out / f"{stem}.heatmap.png").write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
         return
     header, _ = normalise(answer.header)
     when = datetime.now(UTC)

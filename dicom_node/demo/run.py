@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,11 +18,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from dicom_node.config import Peer, Settings
+from dicom_node.config import PREFIX, Peer, Settings
 from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset, picture_dataset
 from dicom_node.demo.pacs import free_port, open_pacs
-from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State
+from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State, place_of
 from dicom_node.ledger import Ledger, Summary
 from dicom_node.node import READY_LINE
 from dicom_node.pacs import Pacs
@@ -92,7 +93,13 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
     declined = sum(summary.state is State.DECLINED for summary in summaries.values())
     if declined:
         console.print(f"{declined} of {len(sent)} images were declined and have no result")
-    console.print("every result stands in the PACS" if complete else "[bold red]results are missing in the PACS")
+    if declined == len(sent):
+        complete = False
+        console.print("[bold red]no image was screened, so there is no result to show")
+    elif complete:
+        console.print("every result stands in the PACS")
+    else:
+        console.print("[bold red]results are missing in the PACS")
     console.print("Research and decision support only: not a medical device.")
     return complete
 
@@ -122,9 +129,15 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
 @contextmanager
 def _running_node(config: Path, log: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "dicom_node", "--config", str(config), "up"]
+    # Variables go over the file: those of a real node must not lead the demo's phantoms into its ledger and PACS.
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     with log.open("w") as output:
         process = subprocess.Popen(
-            dying_with_this_process(command), stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            dying_with_this_process(command),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
         )
         try:
             give_up_at = time.monotonic() + _START_TIMEOUT_S
@@ -154,30 +167,23 @@ def _send(node: Peer, sources: list[Path | int], folder: Path, console: Console)
     sent: list[_Sent] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         for source in progress.track(sources, description="Sending"):
-            ds = phantom_dataset(source, fresh_uids=True) if isinstance(source, int) else _read(source)
-            if isinstance(ds, NodeError):
-                console.print(f"{source} is left out: {ds}", soft_wrap=True)
+            try:
+                ds = phantom_dataset(source, fresh_uids=True) if isinstance(source, int) else _read(source)
+                ds.save_as(folder / f"{len(sent):05}.dcm", enforce_file_format=True)
+                started = time.monotonic()
+                _store(node, ds)
+            except (NodeError, OSError, ValueError, AttributeError) as error:
+                told = error if isinstance(error, NodeError) else place_of(error)
+                console.print(f"{source} is left out: {told}", soft_wrap=True)
                 continue
-            path = folder / f"{len(sent):05}.dcm"
-            ds.save_as(path, enforce_file_format=True)
-            started = time.monotonic()
-            _store(node, ds)
             sent.append(_Sent(str(ds.SOPInstanceUID), str(ds.StudyInstanceUID), started))
     if not sent:
         raise DemoError("there was nothing to send")
     return sent
 
 
-def _read(path: Path) -> Dataset | NodeError:
-    """The image as an instance, or why it is none."""
-    try:
-        if path.suffix.lower() in _PICTURES:
-            return picture_dataset(path)
-        return read_instance(path.read_bytes())
-    except NodeError as error:
-        return error
-    except OSError as error:
-        return DemoError(f"cannot be opened: {error.strerror}")
+def _read(path: Path) -> Dataset:
+    return picture_dataset(path) if path.suffix.lower() in _PICTURES else read_instance(path.read_bytes())
 
 
 def _store(node: Peer, ds: Dataset) -> None:

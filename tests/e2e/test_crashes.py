@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.tables import DeliveryRow, InstanceRow, ObjectRow, ScreeningRow
-from tests.e2e.harness import alive, dcmsend, results, wait_until
+from tests.e2e.harness import Node, alive, dcmsend, destination, results, wait_until
 
 TRIES = 40
 
@@ -116,6 +116,7 @@ def test_killed_while_bytes_arrive(node, orthanc, tmp_path):
     expect_one_result(node, orthanc, film)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("point", ["written, not named", "named, not in the ledger"])
 def test_killed_while_it_stores(node, orthanc, tmp_path, point):
     """Admit | store, and inside store: the temporary file, or the file without its row."""
@@ -218,13 +219,63 @@ def test_killed_between_two_deliveries(node, orthanc, tmp_path):
     expect_one_result(node, orthanc, film)
 
 
+class Detour:
+    """A way to a port on which the answers can be held back: the peer does its work, and its word gets lost."""
+
+    def __init__(self, port):
+        self._port = port
+        self.hold = threading.Event()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self._server.accept()[0], socket.create_connection(("127.0.0.1", self._port))
+                threading.Thread(target=self._carry, args=(near, far, False), daemon=True).start()
+                threading.Thread(target=self._carry, args=(far, near, True), daemon=True).start()
+
+    def _carry(self, source, target, answers):
+        with contextlib.suppress(OSError), source:
+            first = True
+            while part := source.recv(65536):
+                if answers and self.hold.is_set() and not first:  # the association is accepted, then silence
+                    return
+                target.sendall(part)
+                first = False
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self._server.close()
+
+
+def test_killed_when_the_pacs_has_it_and_the_ledger_does_not_know(orthanc, tmp_path):
+    """In deliver: the PACS stored the heatmap, and its answer is lost with the node."""
+    detour = Detour(orthanc.port)
+    node = Node(tmp_path / "node", destination(orthanc, port=detour.port), retry_base_s=0.2)
+    film = Film(tmp_path, 5)
+    try:
+        node.start()
+        detour.hold.set()
+        assert dcmsend(node.port, film.path)[0] == 0
+        wait_until(lambda: results(orthanc, film.study) == (0, 1), what="the heatmap in the PACS")
+        assert state(node, film.uid) == "reported"
+        node.sigkill()
+        detour.hold.clear()
+        expect_one_result(node, orthanc, film)
+    finally:
+        node.stop()
+        detour.close()
+
+
 @pytest.mark.parametrize("role", ["work", "deliver", "listen", "sweep"])
 def test_a_killed_role_starts_again_and_nothing_is_lost(node, orthanc, tmp_path, role):
     film = Film(tmp_path, 4)
     killed = node.children()[role]
     if role == "work":
         dcmsend(node.port, film.path)
-        wait_until(lambda: state(node, film.uid) == "claimed", poll_s=0, what="the claim")
+        wait_until(lambda: state(node, film.uid) not in (None, "waiting"), poll_s=0, what="the claim")
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: node.children().get(role, killed) != killed, what=f"the new {role}")
     if role != "work":

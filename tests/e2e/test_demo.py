@@ -39,9 +39,13 @@ def no_orthanc(monkeypatch):
     monkeypatch.setattr(pacs, "find_orthanc", lambda: None)
 
 
-def test_the_demo_runs_without_orthanc(no_orthanc, tmp_path, capsys):
-    assert run(Settings(), images=None, folder=tmp_path, count=2)
+def test_the_demo_runs_without_orthanc_and_never_in_a_real_nodes_ledger(no_orthanc, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DICOM_NODE_DATABASE_URL", f"sqlite:///{tmp_path / 'real.sqlite'}")
+    monkeypatch.setenv("DICOM_NODE_ARCHIVE_DIR", str(tmp_path / "real"))
+    monkeypatch.setenv("DICOM_NODE_PORT", "1")
+    assert run(Settings(), images=None, folder=tmp_path / "demo", count=2)
     assert "every result stands in the PACS" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 def test_the_demo_takes_images_of_ones_own_and_shows_what_was_declined(no_orthanc, tmp_path, capsys):
@@ -69,6 +73,19 @@ def test_the_demo_fails_where_a_result_is_missing(no_orthanc, tmp_path, capsys, 
     monkeypatch.setattr(module, "_found", lambda *_: frozenset())
     assert not run(Settings(), images=None, folder=tmp_path, count=1)
     assert "results are missing in the PACS" in capsys.readouterr().out
+
+
+def test_a_demo_in_which_all_was_declined_shows_nothing_and_says_so(no_orthanc, tmp_path, capsys):
+    lateral = phantom_dataset(1, fresh_uids=True)
+    lateral.ViewPosition = "LL"
+    (tmp_path / "images").mkdir()
+    lateral.save_as(tmp_path / "images" / "lateral.dcm", enforce_file_format=True)
+    lateral.SOPClassUID = lateral.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+    lateral.save_as(tmp_path / "images" / "ct.dcm", enforce_file_format=True)
+    assert not run(Settings(), images=tmp_path / "images", folder=tmp_path / "demo", count=1)
+    told = capsys.readouterr().out
+    assert "no image was screened" in told
+    assert told.count("is left out") == 1
 
 
 def test_an_empty_folder_is_named(no_orthanc, tmp_path):

@@ -21,8 +21,8 @@ from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
 from dicom_node.results import encode
 from dicom_node.tables import DeliveryTryRow, ObjectRow, ScreeningRow
+from tests.ledger_factories import prediction, received
 from tests.result_factories import manifest
-from tests.unit.test_ledger import prediction, received
 
 COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
 

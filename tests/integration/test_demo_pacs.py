@@ -21,7 +21,8 @@ from pynetdicom import AE
 from dicom_node.config import Peer
 from dicom_node.demo import pacs as demo_pacs
 from dicom_node.demo.instances import phantom_dataset
-from dicom_node.demo.pacs import OrthancPacs, PacsError, SmallPacs, find_orthanc, free_port, open_pacs
+from dicom_node.demo.pacs import OrthancPacs, PacsError, SmallPacs, free_port, open_pacs
+from tests.conftest import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,22 +41,8 @@ time.sleep(120)
 """
 
 
-def missing(what: str) -> None:
-    """Skip on a laptop, fail in CI."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is not installed")
-
-
-@pytest.fixture(scope="session")
-def orthanc_program() -> str:
-    program = find_orthanc()
-    if program is None:
-        missing("Orthanc")
-    assert program is not None
-    return program
-
-
 @pytest.fixture
-def orthanc_pacs(orthanc_program: str, tmp_path: Path) -> Iterator[OrthancPacs]:
+def orthanc_pacs(orthanc_program: None, tmp_path: Path) -> Iterator[OrthancPacs]:
     with OrthancPacs(tmp_path / "orthanc", peers=(ASKER,)) as pacs:
         yield pacs
         if pacs.pid is not None:
@@ -77,7 +64,7 @@ def pacs(request: pytest.FixtureRequest) -> AnyPacs:
 def dcmtk(tool: str, pacs: AnyPacs, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """DCMTK's tool against the PACS."""
     if shutil.which(tool) is None:
-        missing(f"DCMTK's {tool}")
+        missing(f"DCMTK's {tool} is not installed")
     return subprocess.run(
         [tool, "-v", "-aet", ASKER.ae_title, "-aec", pacs.ae_title, pacs.host, str(pacs.port), *arguments],
         capture_output=True,

@@ -114,7 +114,7 @@ def test_another_modality_is_declined(modality: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modality", "admitted"), [("CR", True), ("DX", True), ("RG", True), (None, False), ("OT", False)]
+    ("modality", "admitted"), [("CR", True), ("DX", True), ("RG", False), (None, False), ("OT", False)]
 )
 def test_a_secondary_capture_has_to_say_that_it_is_a_radiograph(modality: str | None, *, admitted: bool) -> None:
     decision = decide(SOPClassUID=uid.SecondaryCaptureImageStorage, Modality=modality)

@@ -9,8 +9,8 @@ from dicom_node import __version__, cli
 from dicom_node.database import Database
 from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
+from tests.ledger_factories import received
 from tests.result_factories import manifest
-from tests.unit.test_ledger import received
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_help_names_the_commands_and_that_it_is_no_medical_device():
 def test_status_without_a_ledger_says_what_to_do_and_makes_nothing(command, tmp_path):
     status, output, error = command("status")
     assert (status, output) == (2, "")
-    assert error.startswith("dicom-node: there is no ledger in cxr-node yet")
+    assert error.startswith("dicom-node: there is no ledger cxr-node/ledger.sqlite yet")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,6 +72,16 @@ def test_status_counts_and_its_exit_status_tells_a_broken_invariant(command, tmp
 def test_a_worker_part_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(cli, "entry_points", lambda **_: ())
     with pytest.raises(NodeError, match="no worker part"):
+        cli._resolve("screen")
+
+
+def test_an_install_without_torch_says_what_to_install(monkeypatch):
+    class Broken:
+        def load(self):
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(cli, "entry_points", lambda **_: (Broken(),))
+    with pytest.raises(NodeError, match=r"needs the package 'torch': install cxr-dicom-node\[worker\]"):
         cli._resolve("screen")
 
 

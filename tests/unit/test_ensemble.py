@@ -2,6 +2,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -307,15 +309,14 @@ def test_training_and_service_score_an_image_to_the_same_bit(starter, tmp_path):
 
 
 @pytest.mark.timeout(900)  # 1,062 images: half a minute on two idle cores
-def test_screening_val_reproduces_the_card(starter, data_dir):
+def test_screening_val_by_the_command_reproduces_the_card(starter, data_dir):
     result = json.loads((find_bundle("starter") / "evaluation.json").read_text())["val"]
     val = read_index(data_dir / "cxr", "val")
-    probability = np.array(
-        [
-            starter.predict([read_picture(picture.path, max_pixels=MAX_PIXELS)])[0].targets[0].probability
-            for picture in val
-        ]
-    )
+    command = [sys.executable, "-m", "dicom_node", "screen", "--json", *(str(picture.path) for picture in val)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["path"] for line in lines] == [str(picture.path) for picture in val]
+    probability = np.array([line["probability"] for line in lines])
     positive = np.array([picture.positive for picture in val])
     source = np.array([picture.source for picture in val])
     chosen = {name: source == name for name in np.unique(source)}

@@ -4,37 +4,33 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from dicom_node.archive import ArchivedFile
 from dicom_node.claims import Claims, Product, StoredMap
 from dicom_node.database import Database, SchemaError
 from dicom_node.domain import (
-    Admission,
     DeclineReason,
     DeliveryError,
     LostLeaseError,
     MemberMap,
     ObjectKind,
     PixelError,
-    Prediction,
     State,
-    TargetResult,
+    invariant_holds,
 )
-from dicom_node.ledger import Ledger, Received, ReleaseError
+from dicom_node.ledger import Ledger, ReleaseError
 from dicom_node.outbox import Outbox
-from dicom_node.roles import invariant_holds
-from dicom_node.tables import Base, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow
+from dicom_node.tables import Base, DeliveryRow, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow, db_now
+from tests.ledger_factories import LATERAL, prediction, received
 from tests.result_factories import manifest as make_manifest
-
-ADMITTED = Admission(None, "PA", "chest", ("ViewPosition", "BodyPartExamined"))
-LATERAL = Admission(DeclineReason.LATERAL, "lateral", "chest", ("ViewPosition",))
 
 
 @pytest.fixture
@@ -59,34 +55,7 @@ def claims(database):
 
 @pytest.fixture
 def outbox(database):
-    return Outbox(database, retry_base_s=0.5, retry_max_s=0.5)
-
-
-def received(number=1, admission=ADMITTED, sha256="a" * 64, **changed):
-    values = {
-        "sop_instance_uid": f"1.2.{number}",
-        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1",
-        "study_instance_uid": f"1.3.{number}",
-        "series_instance_uid": f"1.4.{number}",
-        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
-        "sha256": sha256,
-        "size_bytes": 10,
-        "file": ArchivedFile(f"aa/{sha256}.dcm", sha256, 10) if admission.admitted else None,
-        "calling_ae_title": "MODALITY",
-        "modality": "CR",
-        "admission": admission,
-    }
-    return Received(**(values | changed))
-
-
-def prediction(manifest):
-    return Prediction(
-        bundle=manifest.name,
-        release=manifest.release,
-        operating_point="balanced",
-        targets=tuple(TargetResult(target.name, 0.123456789012345, 0.5, False) for target in manifest.targets),
-        members={"zhang": {"p_cls": 0.1, "p_ano": -0.75, "p_avg": -0.025}},
-    )
+    return Outbox(database, retry_base_s=60, retry_max_s=60)
 
 
 def stored_map():
@@ -300,10 +269,13 @@ def test_three_failures_of_its_own_end_a_screening_and_each_makes_it_wait_longer
     ledger.record(received())
     for failure in range(3):
         claim = claims.claim("worker", 20)
-        claims.count_failure(claim, "ValueError at report.py:1", max_failures=3, pause_s=0.2)
+        claims.count_failure(claim, "ValueError at report.py:1", max_failures=3, pause_s=60)
         if failure < 2:
             assert claims.claim("worker", 20) is None
-            time.sleep(0.2 * 2**failure + 0.1)
+            with database.write() as session:
+                pause = session.scalars(select(ScreeningRow.not_before)).one() - datetime.now(UTC)
+                assert 50 * 2**failure < pause.total_seconds() <= 60 * 2**failure
+                session.execute(update(ScreeningRow).values(not_before=None))
     with database.read() as session:
         row = session.scalars(select(ScreeningRow)).one()
     assert (row.state, row.reason, row.detail) == ("failed", "attempts_exhausted", "ValueError at report.py:1")
@@ -382,7 +354,8 @@ def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox
     for parcel in outbox.claim(10, 60):
         outbox.not_sent(parcel, DeliveryError("down", permanent=False))
     assert outbox.claim(10, 60) == []
-    time.sleep(0.7)
+    with database.write() as session:
+        session.execute(update(DeliveryRow).values(not_before=db_now()))
     again = outbox.claim(10, 60)
     assert [parcel.tries for parcel in again] == [1, 1]
     assert state_of(database) == State.REPORTED

@@ -16,8 +16,8 @@ from dicom_node.domain import BundleError, MemberMap, Prediction, TargetResult
 from dicom_node.ledger import Ledger
 from dicom_node.results import encode
 from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
+from tests.ledger_factories import received
 from tests.result_factories import manifest
-from tests.unit.test_ledger import received
 from workers.ensemble import DeviceError
 from workers.screening import screen_claim
 
@@ -166,6 +166,13 @@ def test_too_little_memory_is_counted_and_ends_the_worker(bench):
     assert (bench.row().state, bench.row().failures) == ("waiting", 1)
 
 
+def test_too_little_memory_while_decoding_is_no_fault_of_the_pixels(bench, monkeypatch):
+    monkeypatch.setattr("dicom_node.pixels.decode", lambda *_: raising(MemoryError())())
+    with pytest.raises(MemoryError):
+        bench.screen(FakeEnsemble())
+    assert bench.row().state == "waiting"
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), DeviceError("x"), MemoryError()])
 def test_a_worker_that_lost_its_lease_lives_on_whatever_its_film_does_then(bench, error):
     def fault():
@@ -189,12 +196,12 @@ def test_a_film_that_the_archive_lost_fails_by_name(bench):
 
 
 def test_the_lease_is_renewed_while_the_network_thinks(bench):
-    bench.settings = Settings(lease_s=0.4, heatmap_size=256)
-    bench.claims.renew(bench.claim, 0.4)
+    bench.settings = Settings(lease_s=2.0, heatmap_size=256)
+    bench.claims.renew(bench.claim, 2.0)
 
     def think():
-        for _ in range(10):
-            time.sleep(0.1)
+        for _ in range(9):
+            time.sleep(0.4)
             assert bench.claims.expire_leases(max_failures=3) == 0
 
     bench.screen(FakeEnsemble(think))

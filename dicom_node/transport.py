@@ -1,0 +1,19 @@
+"""What both ends of an association do to its socket."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pynetdicom.events import Event
+
+
+def no_delay(event: Event) -> None:
+    """Small writes leave at once: with Nagle's algorithm each C-STORE waits some 40 ms for an acknowledgement.
+
+    For `pynetdicom.evt.EVT_CONN_OPEN`.
+    """
+    transport = event.assoc.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
