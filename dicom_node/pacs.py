@@ -32,11 +32,11 @@ _config.STORE_SEND_CHUNKED_DATASET = True
 
 SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)
-# PS3.4 table B.2-1: 0xB000, 0xB006 and 0xB007 are warnings, the object was stored. PS3.7 C.5: of the failures only
+# PS3.4 table B.2-1: 0xB000, 0xB006 and 0xB007 are warnings, the object was stored. PS3.7 annex C: of the failures only
 # a lack of resources (0xA7xx) and a processing failure (0x0110) can pass.
 _WARNINGS = range(0xB000, 0xC000)
 _RETRYABLE = {*range(0xA700, 0xA800), 0x0110}
-# PS3.7 C.4.2: the peer has this object; so answers a peer whose first answer was lost.
+# PS3.7 annex C: the peer has this object; so answers a peer whose first answer was lost.
 _DUPLICATE = 0x0111
 _REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
 
@@ -126,14 +126,16 @@ class Sender:
         """
         name = self._peer.name
         try:
-            answer = self._association.send_c_store(self._as_accepted(file))
+            content = self._as_accepted(file)
         except (FileNotFoundError, InvalidDicomError, AttributeError) as error:
             raise DeliveryError(f"{file.name} is not in the archive as it was stored", permanent=True) from error
         except OSError as error:
             raise DeliveryError(f"{file.name} cannot be read: {error.strerror}", permanent=False) from error
+        try:
+            answer = self._association.send_c_store(content)
         except ValueError as error:  # no accepted presentation context for the SOP class
             raise DeliveryError(f"{name} accepts no presentation context for the object", permanent=True) from error
-        except RuntimeError as error:  # the association ended before the request
+        except (RuntimeError, OSError, AttributeError) as error:  # the association ended, before or in mid-request
             raise DeliveryError(f"{name} ended the association", permanent=False) from error
         if not answer or "Status" not in answer:
             ours = self._association.ae.ae_title
@@ -150,7 +152,9 @@ class Sender:
 
     def _as_accepted(self, file: Path) -> Path | Dataset:
         """The file, to be sent as it is; decoded where its SOP class was accepted in Implicit VR alone."""
-        sop_class = read_file_meta_info(file).MediaStorageSOPClassUID
+        meta = read_file_meta_info(file)
+        # All that pynetdicom will ask of it: an AttributeError here is the file's fault, later the association's.
+        sop_class, _, _ = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
         accepted = {
             str(context.transfer_syntax[0])
             for context in self._association.accepted_contexts

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
+from dicom_node.admission import SOP_CLASSES
 from dicom_node.config import PREFIX, Peer, Settings
 from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset, picture_dataset
@@ -26,7 +27,7 @@ from dicom_node.domain import DeliveryError, NodeError, ObjectKind, State, place
 from dicom_node.ledger import Ledger, Summary
 from dicom_node.node import READY_LINE
 from dicom_node.pacs import Pacs
-from dicom_node.pixels import read_instance
+from dicom_node.pixels import TRANSFER_SYNTAXES, read_instance
 from dicom_node.process import dying_with_this_process
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class DemoError(NodeError):
     reason = "demo"
 
 
+class RefusedError(NodeError):
+    """The node did not take an image that it should have taken."""
+
+    reason = "refused"
+
+
 @dataclass
 class _Sent:
     """One image on its way."""
@@ -56,6 +63,7 @@ class _Sent:
     sop_instance_uid: str
     study_instance_uid: str
     sent_at: float
+    refused: bool = False
     seconds: float | None = None
     in_pacs: frozenset[str] = frozenset()
 
@@ -162,7 +170,7 @@ def _sources(images: Path | None, count: int) -> list[Path | int]:
 
 
 def _send(node: Peer, sources: list[Path | int], folder: Path, console: Console) -> list[_Sent]:
-    """Every image was sent over an association of its own and answered with Success."""
+    """Every image was sent over an association of its own; one that the node refused is marked so."""
     folder.mkdir()
     sent: list[_Sent] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
@@ -170,20 +178,29 @@ def _send(node: Peer, sources: list[Path | int], folder: Path, console: Console)
             try:
                 ds = phantom_dataset(source, fresh_uids=True) if isinstance(source, int) else _read(source)
                 ds.save_as(folder / f"{len(sent):05}.dcm", enforce_file_format=True)
-                started = time.monotonic()
-                _store(node, ds)
             except (NodeError, OSError, ValueError, AttributeError) as error:
                 told = error if isinstance(error, NodeError) else place_of(error)
                 console.print(f"{source} is left out: {told}", soft_wrap=True)
                 continue
-            sent.append(_Sent(str(ds.SOPInstanceUID), str(ds.StudyInstanceUID), started))
+            image = _Sent(str(ds.SOPInstanceUID), str(ds.get("StudyInstanceUID", "")), time.monotonic())
+            sent.append(image)
+            try:
+                _store(node, ds)
+            except RefusedError as error:
+                image.refused = True
+                console.print(f"{source} was refused: {error}", soft_wrap=True)
     if not sent:
         raise DemoError("there was nothing to send")
     return sent
 
 
 def _read(path: Path) -> Dataset:
-    return picture_dataset(path) if path.suffix.lower() in _PICTURES else read_instance(path.read_bytes())
+    if path.suffix.lower() in _PICTURES:
+        return picture_dataset(path)
+    ds = read_instance(path.read_bytes())
+    if ds.SOPClassUID not in SOP_CLASSES or ds.file_meta.TransferSyntaxUID not in TRANSFER_SYNTAXES:
+        raise DemoError("the node takes no such SOP class or transfer syntax")
+    return ds
 
 
 def _store(node: Peer, ds: Dataset) -> None:
@@ -191,7 +208,7 @@ def _store(node: Peer, ds: Dataset) -> None:
     entity.add_requested_context(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID)
     association = entity.associate(node.host, node.port, ae_title=node.ae_title)
     if not association.is_established:
-        raise DemoError("the node does not accept the image's SOP class and transfer syntax, or does not answer")
+        raise RefusedError("no association with the node")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -200,7 +217,7 @@ def _store(node: Peer, ds: Dataset) -> None:
         association.release()
     if not answer or answer.Status != 0x0000:
         shown = f"0x{answer.Status:04X}" if answer else "nothing"
-        raise DemoError(f"the node answered C-STORE with {shown}")
+        raise RefusedError(f"the node answered C-STORE with {shown}")
 
 
 def _wait(sent: list[_Sent], ledger: Ledger, pacs: Pacs, console: Console) -> dict[str, Summary]:
@@ -208,8 +225,8 @@ def _wait(sent: list[_Sent], ledger: Ledger, pacs: Pacs, console: Console) -> di
     summaries: dict[str, Summary] = {}
     give_up_at = time.monotonic() + _PATIENCE_S + _PATIENCE_PER_IMAGE_S * len(sent)
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        task = progress.add_task("Screening", total=len(sent))
-        open_images = list(sent)
+        task = progress.add_task("Screening", total=sum(not image.refused for image in sent))
+        open_images = [image for image in sent if not image.refused]
         while open_images and time.monotonic() < give_up_at:
             for image in list(open_images):
                 summary = ledger.summary(image.sop_instance_uid)
@@ -260,7 +277,7 @@ def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
     for number, image in enumerate(sent, 1):
         summary = summaries.get(image.sop_instance_uid)
         if summary is None:
-            table.add_row(f"{number}", "not finished in time", *("-",) * 4)
+            table.add_row(f"{number}", "refused" if image.refused else "not finished in time", *("-",) * 4)
             continue
         first = summary.targets[0] if summary.targets else None
         held = sum(uid in image.in_pacs for uid in summary.sop_instance_uids.values())

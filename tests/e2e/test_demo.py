@@ -75,6 +75,20 @@ def test_the_demo_fails_where_a_result_is_missing(no_orthanc, tmp_path, capsys, 
     assert "results are missing in the PACS" in capsys.readouterr().out
 
 
+def test_the_demo_fails_where_the_node_refused_an_image(no_orthanc, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        ds = phantom_dataset(number, fresh_uids=True)
+        if number == 1:
+            del ds.StudyInstanceUID
+        ds.save_as(tmp_path / "images" / f"{number}.dcm", enforce_file_format=True)
+    assert not run(Settings(), images=tmp_path / "images", folder=tmp_path / "demo", count=1)
+    told = capsys.readouterr().out
+    assert "was refused: the node answered C-STORE with 0xA900" in told
+    assert told.count("delivered") == 1
+    assert "results are missing in the PACS" in told
+
+
 def test_a_demo_in_which_all_was_declined_shows_nothing_and_says_so(no_orthanc, tmp_path, capsys):
     lateral = phantom_dataset(1, fresh_uids=True)
     lateral.ViewPosition = "LL"

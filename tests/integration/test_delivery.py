@@ -189,3 +189,14 @@ def test_an_object_that_the_archive_lost_ends_and_the_others_go_on(parcels, dama
         states, screening, _ = outcome(parcels, peer)
     assert states == {"rejected": 1, "sent": 1}
     assert screening == "failed"
+
+
+def test_an_association_that_dies_inside_the_request_is_tried_again(parcels, monkeypatch):
+    """pynetdicom then meets its own missing socket; that is no fault of the object."""
+
+    def dies(*_):
+        raise AttributeError("'NoneType' object has no attribute 'send'")
+
+    with peer_answering(lambda _: 0x0000) as peer, monkeypatch.context() as patched:
+        patched.setattr("pynetdicom.association.Association.send_c_store", dies)
+        assert outcome(parcels, peer) == ({"pending": 2}, "reported", [None, None])
