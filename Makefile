@@ -1,7 +1,7 @@
 # make demo, make test: each does everything on a fresh Debian machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-TEST_PACKAGES := orthanc dcmtk dicom3tools
+TEST_PACKAGES := orthanc dcmtk dicom3tools redis-server postgresql
 
 .PHONY: demo test lint lock clean
 
@@ -18,18 +18,23 @@ lint: .venv/.ready
 	$(BIN)/mypy
 
 # The environment: everything from the lock, checked by hash, and this project as an editable install.
-.venv/.ready: requirements.lock pyproject.toml
+.venv/.ready: requirements/dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/install-packages python3-venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# One lock an audience: developers, and the two images. The images' versions are those that the tests ran with.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --universal --generate-hashes \
+	--python-version 3.11 --quiet
+
 lock:
-	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 \
-		--upgrade --quiet --output-file requirements.lock
+	$(COMPILE) --all-extras --upgrade --output-file requirements/dev.lock
+	$(COMPILE) --extra service --constraint requirements/dev.lock --output-file requirements/listener.lock
+	$(COMPILE) --extra service --extra worker --constraint requirements/dev.lock --output-file requirements/worker.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

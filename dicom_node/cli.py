@@ -104,7 +104,7 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
     from dicom_node.outbox import Outbox
 
     settings: Settings = context.obj.settings
-    database = Database(settings.database_url)
+    database = Database(settings.database_dsn)
     database.check_schema()
     counts = Ledger(database).counts()
     outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)

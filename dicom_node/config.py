@@ -1,4 +1,4 @@
-"""Settings: one TOML file and `DICOM_NODE_*` variables over it."""
+"""Settings: one TOML file, `DICOM_NODE_*` variables over it, and secrets in files that variables name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +23,7 @@ from dicom_node.domain import NodeError
 
 PREFIX = "DICOM_NODE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+_FILE = "_FILE"  # DICOM_NODE_DATABASE_PASSWORD_FILE names the file that holds the value, as containers keep secrets
 
 
 def _no_boolean(value: Any) -> Any:
@@ -66,9 +68,14 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: Port = Field(11112, description="TCP port to listen on.")
     database_url: str = Field(
-        "sqlite:///cxr-node/ledger.sqlite", description="SQLAlchemy URL of the ledger (SQLite in the embedded form)."
+        "sqlite:///cxr-node/ledger.sqlite",
+        description="The ledger: sqlite:///FILE in the embedded form, postgresql://USER@HOST/NAME in the service.",
     )
-    broker_url: str = Field("", description="Celery broker; empty in the embedded form, which needs none.")
+    database_password: SecretStr = Field(SecretStr(""), description="Password for `database_url`, kept out of it.")
+    broker_url: str = Field(
+        "", description="The service's Celery broker, redis://HOST:6379/0; the embedded form has none."
+    )
+    broker_password: SecretStr = Field(SecretStr(""), description="Password for `broker_url`, kept out of it.")
     archive_dir: Path = Field(Path("cxr-node/archive"), description="Folder of received and produced objects.")
     bundle: str = Field("starter", description="Bundle of weights: a name, or a folder that holds manifest.json.")
     peers: tuple[Peer, ...] = Field((), description="One [[peers]] table per peer; see below.")
@@ -79,6 +86,10 @@ class Settings(BaseSettings):
         True, description="Keep patient name, ID, accession number and study date in the ledger, for the worklist."
     )
     max_pixels: int = Field(64_000_000, ge=1, description="Largest Rows x Columns that is decoded.")
+    batch_size: int = Field(
+        0, ge=0, le=256, description="Images that a worker claims at once; 0 for 1 on a CPU and 16 on a GPU."
+    )
+    step_timeout_s: Seconds = Field(120.0, description="Seconds after which a step that hangs ends its process.")
     lease_s: Seconds = Field(20.0, description="Seconds after which an unrenewed claim is given back.")
     sweep_s: Seconds = Field(5.0, description="Seconds between two sweeps.")
     max_attempts: int = Field(3, ge=1, description="Failed attempts at a screening before it is `failed`.")
@@ -87,6 +98,13 @@ class Settings(BaseSettings):
     network_timeout_s: Seconds = Field(30.0, description="Longest wait for a peer's answer.")
     heatmap_size: int = Field(1024, ge=256, le=4096, description="Longer side of the X-ray in the heatmap, in pixels.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the networks: cpu, cuda, cuda:1.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads of the networks on a CPU; 0 for one a core.")
+    min_free_percent: float = Field(
+        5.0, ge=0, le=100, description="Free space of the archive's disk below which `doctor` complains, in percent."
+    )
+    health_dir: Path = Field(
+        Path("cxr-node/health"), description="Folder where this machine's processes show `health` that they live."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -101,15 +119,41 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     def model_post_init(self, context: Any) -> None:
-        """Refuse two peers of one name: deliveries are recorded by it."""
+        """Refuse two peers of one name, for deliveries are recorded by it, and a password given twice."""
         names = [peer.name for peer in self.peers]
         if len(set(names)) != len(names):
             raise ValueError("two [[peers]] have the same name; give each its own")
+        for url, password in ("database_url", "database_password"), ("broker_url", "broker_password"):
+            if getattr(self, password).get_secret_value() and not _takes_password(getattr(self, url)):
+                raise ValueError(f"{password} is set, but {url} holds a password already or names no server")
 
     @property
     def destinations(self) -> tuple[Peer, ...]:
         """The peers that results are delivered to."""
         return tuple(peer for peer in self.peers if peer.destination)
+
+    @property
+    def database_dsn(self) -> str:
+        """`database_url` with its password."""
+        return _with_password(self.database_url, self.database_password)
+
+    @property
+    def broker_dsn(self) -> str:
+        """`broker_url` with its password."""
+        return _with_password(self.broker_url, self.broker_password)
+
+
+def _takes_password(url: str) -> bool:
+    place = urlsplit(url).netloc
+    return bool(place) and ":" not in place.rpartition("@")[0]
+
+
+def _with_password(url: str, password: SecretStr) -> str:
+    if not (secret := password.get_secret_value()):
+        return url
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(secret, safe='')}@{host}").geturl()
 
 
 def load(config: Path | None = None) -> Settings:
@@ -132,7 +176,7 @@ def load(config: Path | None = None) -> Settings:
         except ValueError as error:
             raise SettingsError(f"{config} is not valid TOML: {error}") from error
     try:
-        return Settings(**from_file)
+        return Settings(**from_file | _secrets())
     except ValidationError as error:
         raise SettingsError(" ".join(_one_line(error, config).split())) from error
     except PydanticSettingsError as error:  # a variable that is not the JSON it should be
@@ -142,10 +186,30 @@ def load(config: Path | None = None) -> Settings:
 
 
 def _refuse_unknown_variables() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    fields = {PREFIX + name.upper() for name in Settings.model_fields}
+    known = fields | {field + _FILE for field in fields} | {CONFIG_VARIABLE}
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}; the README lists the settings")
+
+
+def _secrets() -> dict[str, str]:
+    """The settings whose values stand in files."""
+    found = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if (file := os.environ.get(variable + _FILE)) is None:
+            continue
+        if variable in os.environ:
+            raise SettingsError(f"{variable} and {variable}{_FILE} are both set; keep one")
+        try:
+            found[name] = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            told = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise SettingsError(f"{variable}{_FILE} names {file}, which cannot be read: {told}") from error
+        if not found[name]:
+            raise SettingsError(f"{variable}{_FILE} names {file}, which is empty")
+    return found
 
 
 def _one_line(error: ValidationError, config: Path | None) -> str:
@@ -156,5 +220,5 @@ def _one_line(error: ValidationError, config: Path | None) -> str:
         return f"wrong settings{source}: {first['msg']}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}{source}; the README lists the settings"
-    shown = "" if where.endswith("_url") else f" (given: {str(first['input'])[:80]!r})"
+    shown = "" if where.endswith(("_url", "_password")) else f" (given: {str(first['input'])[:80]!r})"
     return f"wrong setting {where}{source} or in {PREFIX}{where.split('.')[0].upper()}: {first['msg']}{shown}"

@@ -131,7 +131,7 @@ def _prepare(settings: Settings) -> None:
     """The ledger has this version's schema and the bundle's release, and nothing is claimed by a dead process."""
     manifest = read_manifest(find_bundle(settings.bundle))
     Archive(settings.archive_dir).clear_incoming()
-    database = Database(settings.database_url)
+    database = Database(settings.database_dsn)
     database.upgrade()
     recovered = Claims(database).recover()
     Ledger(database).activate_release(manifest)
@@ -146,7 +146,7 @@ def _prepare(settings: Settings) -> None:
 def _only_node(settings: Settings) -> Iterator[None]:
     """Archive and, where it is a file, ledger are this process's own until it ends, however it ends."""
     places = [settings.archive_dir / _LOCK_FILE]
-    if (database := sqlite_file(settings.database_url)) is not None:
+    if (database := sqlite_file(settings.database_dsn)) is not None:
         places.append(database.with_name(database.name + ".lock"))
     with ExitStack() as held:
         for place in places:

@@ -65,7 +65,7 @@ def stop_on_signal() -> threading.Event:
 def listen(settings: Settings) -> None:
     """Receive until told to stop."""
     stop = stop_on_signal()
-    listener = Listener(settings, Archive(settings.archive_dir), Ledger(Database(settings.database_url)))
+    listener = Listener(settings, Archive(settings.archive_dir), Ledger(Database(settings.database_dsn)))
     try:
         listener.start()
     except OSError as error:
@@ -81,7 +81,7 @@ def listen(settings: Settings) -> None:
 def deliver(settings: Settings) -> None:
     """Send what is due until told to stop."""
     stop = stop_on_signal()
-    database = Database(settings.database_url)
+    database = Database(settings.database_dsn)
     outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
     archive = Archive(settings.archive_dir)
     outbox.recover()
@@ -100,7 +100,7 @@ def deliver(settings: Settings) -> None:
 def sweep(settings: Settings) -> None:
     """Every `sweep_s` seconds: give back the claims whose lease ran out, and check the invariant."""
     stop = stop_on_signal()
-    database = Database(settings.database_url)
+    database = Database(settings.database_dsn)
     claims, ledger = Claims(database), Ledger(database)
     announce_ready()
     while not stop.is_set():

@@ -34,7 +34,7 @@ def work(settings: Settings) -> None:
     stop = stop_on_signal()
     ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
     archive = Archive(settings.archive_dir)
-    claims = Claims(Database(settings.database_url))
+    claims = Claims(Database(settings.database_dsn))
     name = f"{socket.gethostname()}:{os.getpid()}"
     announce_ready()
     while not stop.is_set():

@@ -107,3 +107,43 @@ def test_a_password_in_a_url_is_never_shown(tmp_path):
         load(written(tmp_path, same_name_twice))
     assert "same name" in str(raised.value)
     assert "postgresql" not in str(raised.value)
+
+
+def test_a_secret_comes_from_a_file_and_into_the_url(tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("ge/hei@m\n")
+    monkeypatch.setenv("DICOM_NODE_DATABASE_PASSWORD_FILE", str(secret))
+    monkeypatch.setenv("DICOM_NODE_BROKER_PASSWORD_FILE", str(secret))
+    settings = load(written(tmp_path, 'database_url = "postgresql://cxr@db/cxr"\nbroker_url = "redis://bell:6379/0"\n'))
+    assert settings.database_dsn == "postgresql://cxr:ge%2Fhei%40m@db/cxr"
+    assert settings.broker_dsn == "redis://:ge%2Fhei%40m@bell:6379/0"
+    assert "hei" not in repr(settings)
+
+
+def test_without_a_password_the_url_stays_as_it_is():
+    settings = load()
+    assert settings.database_dsn == settings.database_url
+    assert settings.broker_dsn == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"DICOM_NODE_PORT": "1", "DICOM_NODE_PORT_FILE": "x"}, "both set"),
+        ({"DICOM_NODE_DATABASE_PASSWORD_FILE": "/nowhere/secret"}, "cannot be read: No such file"),
+        ({"DICOM_NODE_DATABASE_PASSWORD_FILE": "/dev/null"}, "is empty"),
+        ({"DICOM_NODE_DATABASE_PASSWORD": "p"}, "database_password is set"),
+        (
+            {"DICOM_NODE_BROKER_PASSWORD": "p", "DICOM_NODE_BROKER_URL": "redis://:geheim@h/0"},
+            "broker_url holds a password",
+        ),
+        ({"DICOM_NODE_PROT_FILE": "x"}, "unknown setting"),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_named(monkeypatch, variables, told):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        load()
+    assert told in str(raised.value)
+    assert "geheim" not in str(raised.value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from pydantic import SecretStr
 
 from dicom_node.cli import app
 from dicom_node.config import Settings
@@ -16,6 +17,8 @@ README = (ROOT / "README.md").read_text()
 
 
 def shown(value):
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
     if isinstance(value, tuple) or value == "":
         return ""
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
