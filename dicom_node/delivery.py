@@ -6,9 +6,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from dicom_node.domain import DeliveryError
+from dicom_node.leases import holder_name, kept_alive
 from dicom_node.pacs import Pacs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from dicom_node.archive import Archive
     from dicom_node.config import Settings
     from dicom_node.outbox import Outbox, Parcel
@@ -19,37 +22,49 @@ log = logging.getLogger(__name__)
 _BATCH = 32
 
 
-def deliver_due(outbox: Outbox, archive: Archive, settings: Settings) -> int:
-    """What was due at one destination was tried once; returns how many objects that were, 0 where none is due."""
-    lease_s = 3 * settings.network_timeout_s  # to associate, or to release and associate again; then renewed
-    parcels = outbox.claim(_BATCH, lease_s)
+def deliver_due(
+    outbox: Outbox, archive: Archive, settings: Settings, on_step: Callable[[], None] = lambda: None
+) -> int:
+    """What was due at one destination was tried once; returns how many objects that were, 0 where none is due.
+
+    `on_step` is called before each wait for the peer. Where this process dies, the objects are due again after
+    `settings.lease_s`.
+    """
+    parcels = outbox.claim(holder_name(), _BATCH, settings.lease_s)
     if not parcels:
         return 0
     peers = {peer.name: peer for peer in settings.destinations}
     peer = peers.get(parcels[0].destination)
     if peer is None:
-        gone_name = parcels[0].destination
-        gone = DeliveryError(f"{gone_name} is no destination in the settings any more", permanent=False)
+        name = parcels[0].destination
+        gone = DeliveryError(f"{name} is no destination in the settings any more", permanent=False)
         log.warning("delivery: %s; its objects are kept", gone)
-        for parcel in parcels:
-            outbox.not_sent(parcel, gone)
-        outbox.postpone(gone_name)
+        _none_sent(parcels, name, gone, outbox)
         return len(parcels)
     pacs = Pacs(peer, ae_title=settings.ae_title, timeout_s=settings.network_timeout_s)
     open_parcels = list(parcels)
-    try:
-        with pacs.store([parcel.sop_class_uid for parcel in parcels]) as sender:
-            while open_parcels:
-                outbox.renew(open_parcels, lease_s)
-                _send(open_parcels[0], sender, outbox, archive)
-                open_parcels.pop(0)
-    except DeliveryError as error:
-        log.warning("delivery: %s%s", error, "; this needs a person" if error.permanent else "; it is tried again")
-        for parcel in open_parcels:
-            outbox.not_sent(parcel, error)
-        if not error.permanent:
-            outbox.postpone(peer.name)
+    with kept_alive(lambda: outbox.renew(tuple(open_parcels), settings.lease_s), settings.lease_s) as lost:
+        try:
+            on_step()
+            with pacs.store([parcel.sop_class_uid for parcel in parcels]) as sender:
+                while open_parcels and not lost.is_set():
+                    on_step()
+                    _send(open_parcels[0], sender, outbox, archive)
+                    open_parcels.pop(0)
+        except DeliveryError as error:
+            log.warning("delivery: %s%s", error, "; this needs a person" if error.permanent else "; it is tried again")
+            _none_sent(open_parcels, peer.name, error, outbox)
+    if lost.is_set() and open_parcels:
+        log.warning("delivery: another process has the objects for %s by now", peer.name)
     return len(parcels)
+
+
+def _none_sent(parcels: Sequence[Parcel], destination: str, error: DeliveryError, outbox: Outbox) -> None:
+    """Each parcel's try is recorded; where waiting may help, all objects of the destination wait."""
+    for parcel in parcels:
+        outbox.not_sent(parcel, error)
+    if not error.permanent:
+        outbox.postpone(destination)
 
 
 def _send(parcel: Parcel, sender: Sender, outbox: Outbox, archive: Archive) -> None:

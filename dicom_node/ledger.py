@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
+from dicom_node.bundle import Manifest
 from dicom_node.domain import NodeError, ObjectKind, Purpose, State, TargetResult
 from dicom_node.tables import (
     InstanceRow,
@@ -39,13 +40,12 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
-    from dicom_node.bundle import Manifest
     from dicom_node.database import Database
     from dicom_node.domain import Admission
 
 
 class ReleaseError(NodeError):
-    """No release is active, or another bundle of the same name and release is known."""
+    """No release is active, another one than expected, or another bundle of its name and release is known."""
 
     reason = "release"
 
@@ -97,7 +97,7 @@ class Ledger:
             Where the ledger knows another manifest by this name and release.
         """
         text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True)
-        with self._database.write() as session:
+        with self._database.write(alone="release") as session:
             known = session.scalar(select(ReleaseRow).filter_by(bundle=manifest.name, release=manifest.release))
             if known is None:
                 known = ReleaseRow(
@@ -117,6 +117,56 @@ class Ledger:
                 .where(ScreeningRow.state == State.WAITING, ScreeningRow.purpose == Purpose.LIVE)
                 .values(release_id=known.id)
             )
+
+    def active_manifest(self) -> Manifest | None:
+        """The manifest of the release that new instances are screened by; None where there is none yet."""
+        with self._database.read() as session:
+            text = session.scalar(select(ReleaseRow.manifest).filter_by(active=True))
+        return None if text is None else Manifest.model_validate_json(text)
+
+    def expect_release(self, manifest: Manifest) -> None:
+        """The active release is this one.
+
+        Raises
+        ------
+        ReleaseError
+            Naming what is active and what to do.
+        """
+        active = self.active_manifest()
+        if active is None:
+            raise self._no_release()
+        if active == manifest:
+            return
+        ours, theirs = (f"{found.name} {found.release}" for found in (manifest, active))
+        if ours == theirs:
+            raise ReleaseError(
+                f"this process has another bundle {ours} than the ledger: install the ledger's, "
+                "or give the changed one a new release and run `dicom-node bundle use`"
+            )
+        raise ReleaseError(
+            f"this process has bundle {ours}, the ledger screens by {theirs}: "
+            "install that bundle, or run `dicom-node bundle use`"
+        )
+
+    def expect_any_release(self) -> None:
+        """Some release is active.
+
+        Raises
+        ------
+        ReleaseError
+            Saying what to do.
+        """
+        if self.active_manifest() is None:
+            raise self._no_release()
+
+    def has_files(self) -> bool:
+        """Whether any instance's bytes should be in the archive."""
+        with self._database.read() as session:
+            return session.scalar(select(InstanceRow.id).where(InstanceRow.path.is_not(None)).limit(1)) is not None
+
+    def _no_release(self) -> ReleaseError:
+        remedy = "start `dicom-node up` once" if self._database.embedded else "run `dicom-node db upgrade`"
+        return ReleaseError(f"no bundle release is active in the ledger: {remedy}")
 
     def record(self, received: Received) -> str:
         """The instance is in the ledger, committed. Returns ``new``, ``duplicate`` or ``conflict``.
@@ -144,14 +194,12 @@ class Ledger:
                         kind=kind,
                         sha256=received.sha256,
                         path=received.file.path if received.file else None,
-                        calling_ae_title=received.calling_ae_title,
+                        calling_ae_title=_storable(received.calling_ae_title),
                         received_at=db_now(),
                     )
                 )
                 return kind
-            release_id = session.scalar(select(ReleaseRow.id).filter_by(active=True))
-            if release_id is None:
-                raise ReleaseError("no bundle release is active in the ledger: start `dicom-node up` once")
+            release_id = self._active_release(session)
             admission = received.admission
             instance = InstanceRow(
                 sop_instance_uid=received.sop_instance_uid,
@@ -162,16 +210,16 @@ class Ledger:
                 sha256=received.sha256,
                 size_bytes=received.size_bytes,
                 path=received.file.path if received.file else None,
-                calling_ae_title=received.calling_ae_title,
-                modality=received.modality,
+                calling_ae_title=_storable(received.calling_ae_title),
+                modality=_storable(received.modality),
                 view=admission.view,
                 body_part=admission.body_part,
                 evidence=list(admission.evidence),
                 notes=[],
-                patient_id=received.patient_id,
-                patient_name=received.patient_name,
-                accession_number=received.accession_number,
-                study_date=received.study_date,
+                patient_id=_storable(received.patient_id),
+                patient_name=_storable(received.patient_name),
+                accession_number=_storable(received.accession_number),
+                study_date=_storable(received.study_date),
                 received_at=db_now(),
             )
             session.add(instance)
@@ -188,6 +236,18 @@ class Ledger:
             session.flush()
             log_transition(session, screening.id, None, state, 0)
             return "new"
+
+    def _active_release(self, session: Session) -> int:
+        """The release for a new screening; no other is activated before the caller's transaction ends.
+
+        Otherwise a screening could begin to wait for a release that `activate_release` has just left behind.
+        """
+        active = select(ReleaseRow.id).filter_by(active=True).with_for_update(read=True)
+        # PostgreSQL: who waited here for another activation does not see the new release before the second look.
+        release_id = session.scalar(active) or session.scalar(active)
+        if release_id is None:
+            raise self._no_release()
+        return release_id
 
     def summary(self, sop_instance_uid: str) -> Summary | None:
         """The live screening of an instance and its products by kind; None where the instance is not known."""
@@ -240,6 +300,15 @@ class Ledger:
             "duplicates": resends.get("duplicate", 0),
             "conflicts": resends.get("conflict", 0),
         }
+
+
+@overload
+def _storable(text: str) -> str: ...
+@overload
+def _storable(text: None) -> None: ...
+def _storable(text: str | None) -> str | None:
+    """The text as every database takes it: PostgreSQL has no NUL, and no half of a character."""
+    return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
 def change_state(session: Session, screening_id: int, attempt: int, old: State, new: State, **values: Any) -> None:

@@ -3,10 +3,16 @@
 import os
 import shutil
 import subprocess
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import pytest
+
+if TYPE_CHECKING:
+    from dicom_node.database import Database
+    from tests.servers import PostgresServer, RedisServer
 
 IN_CI = os.environ.get("CI") == "true"
 DCMTK = ("echoscu", "dcmsend", "storescu", "storescp", "findscu", "dcmdump", "dsrdump", "dcm2pnm", "dcmdjpeg")
@@ -81,3 +87,74 @@ def orthanc_program() -> None:
 
     if find_orthanc() is None:
         missing("Orthanc is not installed")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator["PostgresServer"]:
+    """A running PostgreSQL for the whole session; a test makes databases of its own on it."""
+    from tests.servers import PostgresServer, find_postgres
+
+    if find_postgres() is None:
+        missing("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator["RedisServer"]:
+    """A running Redis for the whole session; a test removes what it wrote."""
+    from tests.servers import RedisServer, find_redis
+
+    if find_redis() is None:
+        missing("Redis is not installed (Debian: apt-get install redis-server)")
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty ledger, to be copied."""
+    from dicom_node.database import Database
+
+    file = tmp_path_factory.mktemp("template") / "ledger.sqlite"
+    database = Database(f"sqlite:///{file}")
+    database.upgrade()
+    database.close()
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: "PostgresServer") -> str:
+    """The name of a database with an empty ledger, to be copied."""
+    from dicom_node.database import Database
+
+    name = "ledger_template"
+    postgres_server.create_database(name)
+    database = Database(postgres_server.dsn(name))
+    database.upgrade()
+    database.close()
+    return name
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: "PostgresServer", postgres_template: str) -> Iterator[str]:
+    """An empty ledger on PostgreSQL, of this test alone."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres_server.create_database(name, postgres_template)
+    yield postgres_server.dsn(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
+    """An empty ledger, of this test alone: every test that asks for it runs on both databases."""
+    from dicom_node.database import Database
+
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_dsn")
+    else:
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), tmp_path / "ledger.sqlite")
+        url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    found = Database(url)
+    yield found
+    found.close()

@@ -1,18 +1,21 @@
 """The SCU and the outbox against peers that misbehave in every way a PACS can."""
 
 import contextlib
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, dsutils, evt
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims, Product
 from dicom_node.config import Peer, Settings
-from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
@@ -20,7 +23,7 @@ from dicom_node.domain import ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
 from dicom_node.results import encode
-from dicom_node.tables import DeliveryTryRow, ObjectRow, ScreeningRow
+from dicom_node.tables import DeliveryRow, DeliveryTryRow, ObjectRow, ScreeningRow
 from tests.ledger_factories import prediction, received
 from tests.result_factories import manifest
 
@@ -47,23 +50,25 @@ def peer_answering(answer, *, sop_classes=(COMPUTED_RADIOGRAPHY,), require_calle
 
 
 @pytest.fixture
-def parcels(tmp_path):
+def parcels(database, tmp_path):
     """A reported screening whose two objects are due at `pacs`."""
-    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    database.upgrade()
-    ledger, claims, archive = Ledger(database), Claims(database), Archive(tmp_path / "archive")
-    ledger.activate_release(manifest())
-    ledger.record(received())
+    archive = Archive(tmp_path / "archive")
+    Ledger(database).activate_release(manifest())
+    report(database, archive, ["pacs"])
+    return database, Outbox(database, retry_base_s=60, retry_max_s=60), archive
+
+
+def report(database, archive, destinations, number=0):
+    """One more screening is reported, its two objects due at each destination."""
+    claims = Claims(database)
+    Ledger(database).record(received(f"5{number}"))
     claim = claims.claim("worker", 60)
     claims.save_prediction(claim, prediction(claim.manifest), [])
     products = []
-    for number, kind in enumerate((ObjectKind.HEATMAP, ObjectKind.REPORT)):
-        ds = phantom_dataset(number)
+    for offset, kind in enumerate((ObjectKind.HEATMAP, ObjectKind.REPORT)):
+        ds = phantom_dataset(2 * number + offset)
         products.append(Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds))))
-    claims.save_results(claim, products, ["pacs"], [])
-    outbox = Outbox(database, retry_base_s=60, retry_max_s=60)
-    yield database, outbox, archive
-    database.close()
+    claims.save_results(claim, products, destinations, [])
 
 
 def outcome(parcels, peer):
@@ -200,3 +205,100 @@ def test_an_association_that_dies_inside_the_request_is_tried_again(parcels, mon
     with peer_answering(lambda _: 0x0000) as peer, monkeypatch.context() as patched:
         patched.setattr("pynetdicom.association.Association.send_c_store", dies)
         assert outcome(parcels, peer) == ({"pending": 2}, "reported", [None, None])
+
+
+def test_a_lease_outlives_a_peer_that_takes_its_time(parcels):
+    """Two leases long: nobody else is given the object meanwhile."""
+    _, outbox, archive = parcels
+    others = []
+
+    def slowly(_):
+        for _ in range(4):
+            time.sleep(0.25)
+            others.append(outbox.claim("other", 10, 20))
+        return 0x0000
+
+    with peer_answering(slowly) as peer:
+        settings = Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5)
+        assert deliver_due(outbox, archive, settings) == 2
+    assert others == [[]] * 8
+    assert outbox.counts() == {"pacs": {"sent": 2}}
+
+
+def test_who_lost_its_lease_stops_and_changes_nothing(parcels, caplog):
+    database, outbox, archive = parcels
+
+    def steal(_):
+        with database.write() as session:
+            session.execute(update(DeliveryRow).where(DeliveryRow.state == "pending").values(holder="thief"))
+        time.sleep(0.4)
+        return 0x0000
+
+    with peer_answering(steal) as peer:
+        deliver_due(outbox, archive, Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5))
+    assert outbox.counts() == {"pacs": {"pending": 1, "sent": 1}}
+    assert "another process has the objects for pacs by now" in caplog.text
+    with database.read() as session:
+        assert session.scalars(select(DeliveryRow.holder).order_by(DeliveryRow.id)).all() == [None, "thief"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from dicom_node.archive import Archive
+from dicom_node.config import Peer, Settings
+from dicom_node.database import Database
+from dicom_node.delivery import deliver_due
+from dicom_node.outbox import Outbox
+
+url, archive, port = sys.argv[1:]
+peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=int(port), destination=True)
+outbox = Outbox(Database(url), retry_base_s=60, retry_max_s=60)
+deliver_due(outbox, Archive(Path(archive)), Settings(peers=(peer,), lease_s=1.0))
+"""
+
+
+def test_what_a_killed_deliverer_held_goes_on_within_its_lease(parcels):
+    """A real SIGKILL after the first object is at the peer and before its row is closed."""
+    database, outbox, archive = parcels
+    got, running = [], []
+
+    def kill_at_first(event):
+        got.append(event.request.AffectedSOPInstanceUID)
+        if len(got) == 1:
+            running[0].kill()
+            running[0].wait()
+        return 0x0000
+
+    with peer_answering(kill_at_first) as peer:
+        running.append(
+            subprocess.Popen([sys.executable, "-c", KILLED, database.url, str(archive.locate("")), str(peer.port)])
+        )
+        assert running[0].wait(30) == -signal.SIGKILL
+        settings, until = Settings(peers=(peer,), lease_s=20), time.monotonic() + 4
+        while not deliver_due(outbox, archive, settings):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert outbox.counts() == {"pacs": {"sent": 2}}
+    assert got == [got[0], *got[:1], got[2]]  # the first one twice: the same object
+
+
+def test_a_destination_that_hangs_keeps_no_other_waiting(parcels):
+    """Two deliverers: one is held by the peer that hangs, the other one goes on."""
+    database, outbox, archive = parcels
+    for number in (1, 2):
+        report(database, archive, ["pacs", "quick"], number)
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent, peer_answering(lambda _: 0x0000) as quick:
+        hanging = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1], destination=True)
+        settings = Settings(peers=(hanging, quick.model_copy(update={"name": "quick"})), network_timeout_s=15.0)
+        held = threading.Thread(target=deliver_due, args=(outbox, archive, settings))
+        held.start()
+        connection, _ = silent.accept()
+        while outbox.counts()["quick"].get("sent") != 4:
+            assert time.monotonic() - began < 10
+            deliver_due(outbox, archive, settings)
+        assert held.is_alive()
+        connection.close()
+        held.join()
+    assert outbox.counts() == {"pacs": {"pending": 6}, "quick": {"sent": 4}}

@@ -1,21 +1,20 @@
-import signal
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import chain
 
 import numpy as np
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from dicom_node.archive import ArchivedFile
 from dicom_node.claims import Claims, Product, StoredMap
-from dicom_node.database import Database, SchemaError
+from dicom_node.database import Database
 from dicom_node.domain import (
     DeclineReason,
     DeliveryError,
@@ -28,17 +27,9 @@ from dicom_node.domain import (
 )
 from dicom_node.ledger import Ledger, ReleaseError
 from dicom_node.outbox import Outbox
-from dicom_node.tables import Base, DeliveryRow, DeliveryTryRow, InstanceRow, ScreeningRow, TransitionRow, db_now
+from dicom_node.tables import DeliveryRow, DeliveryTryRow, InstanceRow, ReleaseRow, ScreeningRow, TransitionRow, db_now
 from tests.ledger_factories import LATERAL, prediction, received
 from tests.result_factories import manifest as make_manifest
-
-
-@pytest.fixture
-def database(tmp_path):
-    found = Database(f"sqlite:///{tmp_path / 'new' / 'ledger.sqlite'}")
-    found.upgrade()
-    yield found
-    found.close()
 
 
 @pytest.fixture
@@ -63,67 +54,37 @@ def stored_map():
     return StoredMap(found.member, found.name, found.box, ArchivedFile("bb/map.png", "b" * 64, 9))
 
 
-def products():
+def products(number=""):
+    heatmap, report = ArchivedFile("cc/1.dcm", "c" * 64, 9), ArchivedFile("dd/2.dcm", "d" * 64, 9)
     return [
-        Product(ObjectKind.HEATMAP, "1.2.840.10008.5.1.4.1.1.7", "2.25.1", ArchivedFile("cc/1.dcm", "c" * 64, 9)),
-        Product(ObjectKind.REPORT, "1.2.840.10008.5.1.4.1.1.88.34", "2.25.2", ArchivedFile("dd/2.dcm", "d" * 64, 9)),
+        Product(ObjectKind.HEATMAP, "1.2.840.10008.5.1.4.1.1.7", f"2.25.{number}1", heatmap),
+        Product(ObjectKind.REPORT, "1.2.840.10008.5.1.4.1.1.88.34", f"2.25.{number}2", report),
     ]
 
 
-def reported(ledger, claims, destinations=("pacs",)):
-    ledger.record(received())
+def reported(ledger, claims, destinations=("pacs",), number=""):
+    ledger.record(received(f"9{number}"))
     claim = claims.claim("worker", 20)
     claims.save_prediction(claim, prediction(claim.manifest), [stored_map()])
-    claims.save_results(claim, products(), list(destinations), ["StudyDate: illegal DA, emptied"])
+    claims.save_results(claim, products(number), list(destinations), ["StudyDate: illegal DA, emptied"])
     return claim
+
+
+def at_once(count, work):
+    """`work(index)` from so many threads that begin together; their results."""
+    together = threading.Barrier(count)
+
+    def run(index):
+        together.wait()
+        return work(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def state_of(database):
     with database.read() as session:
         return session.scalars(select(ScreeningRow.state)).one()
-
-
-def test_the_migrations_make_the_tables_of_the_models(database):
-    with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
-
-
-def test_a_process_killed_in_mid_migration_leaves_nothing_half_made(tmp_path):
-    """A real SIGKILL inside the migration, after its fourth table."""
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
-    code = (
-        "import os, signal, alembic.op\n"
-        "from dicom_node.database import Database\n"
-        "create, made = alembic.op.create_table, []\n"
-        "def kill_at_fourth(*a, **k):\n"
-        "    made.append(create(*a, **k))\n"
-        "    if len(made) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "alembic.op.create_table = kill_at_fourth\n"
-        f"Database({url!r}).upgrade()\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == -signal.SIGKILL
-    database = Database(url)
-    database.upgrade()
-    database.check_schema()
-    database.close()
-
-
-def test_a_planted_difference_between_migrations_and_models_is_seen(database):
-    with database.engine.connect() as connection:
-        connection.execute(text("ALTER TABLE instances ADD COLUMN planted TEXT"))
-        context = MigrationContext.configure(connection)
-        assert compare_metadata(context, Base.metadata) != []
-
-
-def test_a_database_without_schema_is_refused(tmp_path):
-    (tmp_path / "empty.sqlite").touch()
-    empty = Database(f"sqlite:///{tmp_path / 'empty.sqlite'}")
-    with pytest.raises(SchemaError, match="start `dicom-node up` once"):
-        empty.check_schema()
-    empty.close()
-    with pytest.raises(SchemaError, match="there is no ledger"):
-        Database(f"sqlite:///{tmp_path / 'nowhere' / 'empty.sqlite'}").check_schema()
 
 
 def test_a_new_instance_waits(ledger):
@@ -162,6 +123,78 @@ def test_nothing_is_recorded_without_an_active_release(database):
         Ledger(database).record(received())
 
 
+def test_the_active_release_is_the_one_that_was_activated_last(database):
+    ledger = Ledger(database)
+    assert ledger.active_manifest() is None
+    second = make_manifest().model_copy(update={"release": "2.0.0"})
+    ledger.activate_release(make_manifest())
+    ledger.activate_release(second)
+    assert ledger.active_manifest() == second
+
+
+def test_a_process_with_another_bundle_is_told_both_and_what_to_do(database):
+    ledger = Ledger(database)
+    remedy = "start `dicom-node up` once" if database.embedded else "run `dicom-node db upgrade`"
+    with pytest.raises(ReleaseError, match=f"no bundle release is active.*{remedy}"):
+        ledger.expect_release(make_manifest())
+    ledger.activate_release(make_manifest())
+    ledger.expect_release(make_manifest())
+    ours = make_manifest().model_copy(update={"release": "2.0.0"})
+    active = make_manifest()
+    with pytest.raises(
+        ReleaseError,
+        match=f"has bundle {ours.name} 2.0.0, the ledger screens by {active.name} {active.release}: "
+        "install that bundle, or run `dicom-node bundle use`",
+    ):
+        ledger.expect_release(ours)
+    with pytest.raises(ReleaseError, match=r"another bundle .* new release"):
+        ledger.expect_release(make_manifest().model_copy(update={"title": "changed"}))
+
+
+def test_no_screening_waits_for_a_release_that_was_left_meanwhile(postgres_dsn):
+    """Else a worker with the new bundle would meet it, and could not screen it. (SQLite has one writer at a time.)"""
+    database = Database(postgres_dsn)
+    ledger = Ledger(database)
+    ledger.activate_release(make_manifest())
+    releases = [make_manifest().model_copy(update={"release": f"{number}.0.0"}) for number in range(2, 8)]
+    stop = threading.Event()
+
+    def receive(thread):
+        number = 0
+        while not stop.is_set():
+            number += 1
+            assert ledger.record(received(f"{thread}.{number}")) == "new"
+
+    with ThreadPoolExecutor(4) as pool:
+        receiving = [pool.submit(receive, thread) for thread in range(1, 5)]
+        try:
+            for release in releases:
+                time.sleep(0.02)
+                ledger.activate_release(release)
+        finally:
+            stop.set()
+        for future in receiving:
+            future.result()
+    with database.read() as session:
+        assert session.scalar(select(func.count()).where(ReleaseRow.active)) == 1
+        waits_for = set(session.scalars(select(ReleaseRow.release).join(ScreeningRow)))
+    assert waits_for == {"7.0.0"}
+    database.close()
+
+
+def test_two_activations_at_the_same_time_leave_one_release_active(ledger, database):
+    releases = [make_manifest().model_copy(update={"release": f"{number}.0.0"}) for number in range(2, 10)]
+    at_once(8, lambda index: ledger.activate_release(releases[index]))
+    with database.read() as session:
+        assert session.scalar(select(func.count()).where(ReleaseRow.active)) == 1
+
+
+def test_text_that_no_database_takes_is_no_reason_to_refuse_an_image(ledger, database):
+    assert ledger.record(received(patient_name="A\0B\udc80", patient_id="\0")) == "new"
+    with database.read() as session:
+        assert session.execute(select(InstanceRow.patient_name, InstanceRow.patient_id)).one() == ("AB?", "")
+
+
 def test_a_release_with_another_manifest_under_the_same_name_is_refused(ledger):
     changed = make_manifest().model_copy(update={"title": "another"})
     with pytest.raises(ReleaseError, match="needs a new release"):
@@ -174,26 +207,77 @@ def test_what_waits_is_screened_by_the_release_that_is_active_when_it_is_claimed
     assert claims.claim("worker", 20).manifest.release == "2.0.0"
 
 
-def test_two_workers_never_claim_the_same_screening(ledger, claims):
-    for number in range(40):
+def test_many_workers_never_claim_the_same_screening(ledger, claims):
+    for number in range(100):
         ledger.record(received(number))
-    claimed = []
 
-    def work(name):
-        while (claim := claims.claim(name, 20)) is not None:
+    def work(index):
+        claimed = []
+        while (claim := claims.claim(f"worker{index}", 20)) is not None:
             claimed.append(claim.screening_id)
+        return claimed
 
-    threads = [threading.Thread(target=work, args=(f"worker{index}",)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(claimed) == len(set(claimed)) == 40
+    claimed = list(chain(*at_once(8, work)))
+    assert len(claimed) == len(set(claimed)) == 100
+
+
+def test_the_same_instance_from_eight_associations_at_once_is_one_and_seven_duplicates(ledger, database):
+    answers = at_once(8, lambda _: ledger.record(received()))
+    assert sorted(answers) == ["duplicate"] * 7 + ["new"]
+    counts = ledger.counts()
+    assert (counts["received"], counts["waiting"], counts["duplicates"]) == (1, 1, 7)
+
+
+def test_two_sweeps_at_once_count_an_expired_lease_once(ledger, database, claims):
+    for number in range(20):
+        ledger.record(received(number))
+        claims.claim("worker", 0.001)
+    time.sleep(0.05)
+    code = (
+        "import sys; from dicom_node.claims import Claims; from dicom_node.database import Database\n"
+        "claims = Claims(Database(sys.argv[1])); print('ready', flush=True); input()\n"
+        "print(claims.expire_leases(max_failures=3))"
+    )
+    sweeps = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, database.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for sweep in sweeps:
+        sweep.stdout.readline()
+    for sweep in sweeps:
+        sweep.stdin.write("\n")
+        sweep.stdin.flush()
+    assert sum(int(sweep.communicate(timeout=30)[0]) for sweep in sweeps) == 20
+    with database.read() as session:
+        assert set(session.scalars(select(ScreeningRow.failures))) == {1}
+
+
+def test_the_counts_are_of_one_moment(ledger, database, monkeypatch):
+    """An instance is recorded between the first query and the last: it is in all of them or in none."""
+    ledger.record(received(1))
+    other, execute, seen = Ledger(Database(database.url)), Session.execute, []
+
+    def record_once(session, *arguments, **options):
+        result = execute(session, *arguments, **options)
+        if not seen:
+            seen.append(True)
+            other.record(received(2))
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "execute", record_once)
+        counts = ledger.counts()
+    other._database.close()
+    assert seen
+    assert (counts["received"], counts["waiting"]) == (1, 1)
+    assert ledger.counts()["received"] == 2
 
 
 def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox, claims):
     reported(ledger, claims)
-    for parcel in outbox.claim(10, 60):
+    for parcel in outbox.claim("deliverer", 10, 60):
         outbox.sent(parcel, 0x0000)
     with database.read() as session:
         states = session.scalars(select(TransitionRow.to_state).order_by(TransitionRow.id)).all()
@@ -330,7 +414,7 @@ def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, d
     reported(ledger, claims, destinations=("pacs", "archive"))
     for expected in ("pacs", "archive"):
         assert state_of(database) == State.REPORTED
-        parcels = outbox.claim(10, 60)
+        parcels = outbox.claim("deliverer", 10, 60)
         assert {parcel.destination for parcel in parcels} == {expected}
         assert len(parcels) == 2
         for parcel in parcels:
@@ -340,32 +424,32 @@ def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, d
 
 def test_the_heatmap_leaves_before_the_report_that_cites_it(ledger, outbox, claims):
     reported(ledger, claims)
-    assert [parcel.sop_instance_uid for parcel in outbox.claim(10, 60)] == ["2.25.1", "2.25.2"]
+    assert [parcel.sop_instance_uid for parcel in outbox.claim("deliverer", 10, 60)] == ["2.25.1", "2.25.2"]
 
 
 def test_a_leased_parcel_is_not_claimed_twice(ledger, outbox, claims):
     reported(ledger, claims)
-    assert len(outbox.claim(10, 60)) == 2
-    assert outbox.claim(10, 60) == []
+    assert len(outbox.claim("deliverer", 10, 60)) == 2
+    assert outbox.claim("deliverer", 10, 60) == []
 
 
 def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox, claims):
     reported(ledger, claims)
-    for parcel in outbox.claim(10, 60):
+    for parcel in outbox.claim("deliverer", 10, 60):
         outbox.not_sent(parcel, DeliveryError("down", permanent=False))
-    assert outbox.claim(10, 60) == []
+    assert outbox.claim("deliverer", 10, 60) == []
     with database.write() as session:
         session.execute(update(DeliveryRow).values(not_before=db_now()))
-    again = outbox.claim(10, 60)
+    again = outbox.claim("deliverer", 10, 60)
     assert [parcel.tries for parcel in again] == [1, 1]
     assert state_of(database) == State.REPORTED
 
 
 def test_a_rejection_stops_and_shows(ledger, database, outbox, claims):
     reported(ledger, claims)
-    for parcel in outbox.claim(10, 60):
+    for parcel in outbox.claim("deliverer", 10, 60):
         outbox.not_sent(parcel, DeliveryError("unknown AE", permanent=True, status=0x0124))
-    assert outbox.claim(10, 60) == []
+    assert outbox.claim("deliverer", 10, 60) == []
     with database.read() as session:
         row = session.scalars(select(ScreeningRow)).one()
         tries = session.scalars(select(DeliveryTryRow)).all()
@@ -375,34 +459,113 @@ def test_a_rejection_stops_and_shows(ledger, database, outbox, claims):
     assert invariant_holds(ledger.counts())
 
 
-def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, tmp_path, monkeypatch):
-    blocker = sqlite3.connect(tmp_path / "new" / "ledger.sqlite", isolation_level=None)
-    blocker.execute("BEGIN IMMEDIATE")
-    with database.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout=50")
-    try:
+def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, monkeypatch):
+    monkeypatch.setattr("dicom_node.database._BUSY_TIMEOUT_S", 0.05)
+    with database.write() as blocker:
+        blocker.execute(update(ScreeningRow).values(attempt=0))  # SQLite has one writer
+        if not database.embedded:
+            blocker.execute(text("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE"))
+        impatient = Database(database.url + ("" if database.embedded else "?options=-c lock_timeout=50"))
         with pytest.raises(OperationalError):
-            ledger.record(received())
-    finally:
-        blocker.execute("ROLLBACK")
-        blocker.close()
+            Ledger(impatient).record(received())
+        impatient.close()
     assert ledger.counts()["received"] == 0
 
 
 def test_a_dead_destination_does_not_hold_up_a_healthy_one(ledger, claims, outbox):
     reported(ledger, claims, destinations=("dead", "healthy"))
-    for parcel in outbox.claim(10, 60):
+    for parcel in outbox.claim("deliverer", 10, 60):
         assert parcel.destination == "dead"
         outbox.not_sent(parcel, DeliveryError("down", permanent=False))
     outbox.postpone("dead")
-    assert {parcel.destination for parcel in outbox.claim(10, 60)} == {"healthy"}
+    assert {parcel.destination for parcel in outbox.claim("deliverer", 10, 60)} == {"healthy"}
 
 
 def test_what_a_dead_deliverer_held_is_due_again(ledger, claims, outbox):
     reported(ledger, claims)
-    assert len(outbox.claim(10, 3600)) == 2
+    assert len(outbox.claim("dead", 10, 3600)) == 2
     outbox.recover()
-    assert len(outbox.claim(10, 3600)) == 2
+    assert len(outbox.claim("deliverer", 10, 3600)) == 2
+
+
+def test_what_a_dead_deliverer_held_goes_on_when_its_lease_ran_out(ledger, claims, outbox):
+    reported(ledger, claims)
+    assert len(outbox.claim("dead", 10, 0.1)) == 2
+    assert outbox.claim("deliverer", 10, 20) == []
+    time.sleep(0.15)
+    assert len(outbox.claim("deliverer", 10, 20)) == 2
+
+
+def test_one_process_at_a_time_has_a_destination_and_its_order_is_kept(ledger, claims, outbox):
+    for number in range(3):
+        reported(ledger, claims, destinations=("pacs", "archive"), number=number)
+    pacs, archive = outbox.claim("first", 3, 20), outbox.claim("second", 3, 20)
+    assert {parcel.destination for parcel in pacs} == {"pacs"}
+    assert {parcel.destination for parcel in archive} == {"archive"}
+    assert outbox.claim("third", 3, 20) == []
+    for parcel in pacs:
+        outbox.sent(parcel, 0)
+    later = outbox.claim("third", 3, 20)
+    assert [parcel.sop_instance_uid for parcel in pacs + later] == [
+        f"2.25.{number}{kind}" for number in range(3) for kind in (1, 2)
+    ]
+
+
+def test_deliverers_that_claim_together_never_have_the_same_destination(ledger, claims, outbox):
+    for number in range(8):
+        reported(ledger, claims, destinations=("a", "b", "c"), number=number)
+    claimed = at_once(8, lambda index: outbox.claim(f"deliverer{index}", 4, 20))
+    while (more := outbox.claim("another", 4, 20)) != []:
+        claimed.append(more)
+    held = [parcels[0].destination for parcels in claimed if parcels]
+    assert sorted(held) == ["a", "b", "c"]
+
+
+def test_one_who_lost_its_lease_changes_nothing_of_anothers(ledger, database, claims, outbox):
+    reported(ledger, claims)
+    late = outbox.claim("late", 10, 0.001)
+    time.sleep(0.05)
+    current = outbox.claim("current", 10, 20)
+    with database.read() as session:
+        before = session.execute(select(*DeliveryRow.__table__.c).order_by(DeliveryRow.id)).all()
+    with pytest.raises(LostLeaseError):
+        outbox.renew(late, 3600)
+    outbox.not_sent(late[0], DeliveryError("down", permanent=False))
+    outbox.not_sent(late[1], DeliveryError("refused", permanent=True, status=0xC000))
+    outbox.postpone("pacs")
+    with database.read() as session:
+        assert session.execute(select(*DeliveryRow.__table__.c).order_by(DeliveryRow.id)).all() == before
+        assert session.scalars(select(DeliveryTryRow)).all() == []
+    assert state_of(database) == State.REPORTED
+    for parcel in current:
+        outbox.sent(parcel, 0)
+    assert state_of(database) == State.DELIVERED
+
+
+def test_what_was_sent_is_sent_whoever_says_so_and_counts_once(ledger, database, claims, outbox):
+    reported(ledger, claims)
+    late = outbox.claim("late", 10, 0.001)
+    time.sleep(0.05)
+    current = outbox.claim("current", 10, 20)
+    for parcel in late:
+        outbox.sent(parcel, 0)
+    assert state_of(database) == State.DELIVERED
+    outbox.sent(current[0], 0)
+    outbox.not_sent(current[1], DeliveryError("refused", permanent=True, status=0xC000))
+    assert outbox.counts() == {"pacs": {"sent": 2}}
+    with database.read() as session:
+        assert session.scalars(select(TransitionRow.to_state)).all().count("delivered") == 1
+
+
+def test_the_last_two_objects_of_a_screening_sent_at_once_deliver_it_once(ledger, database, claims, outbox):
+    for number in range(20):
+        reported(ledger, claims, destinations=("pacs", "archive"), number=number)
+    parcels = [outbox.claim(f"deliverer{index}", 1000, 20) for index in range(2)]
+    for pair in zip(*parcels, strict=True):
+        at_once(2, lambda index, pair=pair: outbox.sent(pair[index], 0))
+    with database.read() as session:
+        assert set(session.scalars(select(ScreeningRow.state))) == {"delivered"}
+        assert session.scalars(select(TransitionRow.to_state)).all().count("delivered") == 20
 
 
 def test_the_notes_of_the_normalised_copy_are_kept(ledger, database, claims):
