@@ -31,6 +31,21 @@ SOP_CLASSES = frozenset(
     }
 )
 
+# What a PACS keeps in a film's study beside the films, our own reports among it. A rule that routes everything sends
+# these too, and many a PACS tries a refused presentation context again for ever: so they are taken and declined.
+COMPANION_SOP_CLASSES = frozenset(
+    {
+        uid.BasicTextSRStorage,
+        uid.EnhancedSRStorage,
+        uid.ComprehensiveSRStorage,
+        uid.Comprehensive3DSRStorage,
+        uid.XRayRadiationDoseSRStorage,
+        uid.KeyObjectSelectionDocumentStorage,
+        uid.GrayscaleSoftcopyPresentationStateStorage,
+        uid.EncapsulatedPDFStorage,
+    }
+)
+
 # RG is PS3.3 C.7.3.1.1.1's term for a radiograph on film.
 MODALITIES = frozenset({"CR", "DX", "RG"})
 CAPTURED_MODALITIES = frozenset({"CR", "DX"})

@@ -13,23 +13,27 @@ import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_partial
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.admission import SOP_CLASSES, admit
-from dicom_node.domain import place_of
-from dicom_node.ledger import Received, ReleaseError
+from dicom_node.admission import COMPANION_SOP_CLASSES, SOP_CLASSES, admit
+from dicom_node.domain import NodeError, place_of
+from dicom_node.ledger import Received
 from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.transport import no_delay
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from pydicom.tag import BaseTag
     from pynetdicom.dimse_primitives import C_STORE
     from pynetdicom.events import Event
     from pynetdicom.transport import ThreadedAssociationServer
@@ -53,6 +57,10 @@ _BIND_PATIENCE_S = 5.0
 # Without a version: the same object sent again after an upgrade is still the same bytes.
 _IMPLEMENTATION_VERSION_NAME = "CXR_DICOM_NODE"
 _UID = re.compile(r"[0-9.]{1,64}")
+_PIXELS = 0x7FE00008  # Float Pixel Data, the first of PS3.3 C.7.6.24's kinds of pixels
+# Of an object that is declined by its class, what admission and the ledger ask for ends before group 0040, where the
+# tree of a report stands.
+_CONTENT = 0x00400000
 
 
 class RefusedError(Exception):
@@ -64,19 +72,40 @@ class RefusedError(Exception):
 
 
 class Listener:
-    """The node's application entity; `start` returns at once, `stop` waits for the associations at hand."""
+    """The node's application entity; `start` returns at once, `stop` waits for the associations at hand.
 
-    def __init__(self, settings: Settings, archive: Archive, ledger: Ledger) -> None:
+    Parameters
+    ----------
+    ring
+        Called when a new instance that will be screened is committed, before Success is answered; it must return at
+        once. Its failure is logged and changes no answer: the sweep finds what nobody was told of.
+    accepting
+        While it is not set, objects are answered "out of resources": the sender keeps them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        archive: Archive,
+        ledger: Ledger,
+        ring: Callable[[], None] | None = None,
+        accepting: threading.Event | None = None,
+    ) -> None:
         self._settings = settings
         self._archive = archive
         self._ledger = ledger
+        self._ring = ring
+        self._accepting = accepting
         self._server: ThreadedAssociationServer | None = None
         self._entity = AE(ae_title=settings.ae_title)
+        self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         self._entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
         self._entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
         self._entity.add_supported_context(Verification)
         for sop_class in sorted(SOP_CLASSES):
             self._entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        for sop_class in sorted(COMPANION_SOP_CLASSES):
+            self._entity.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 
     def start(self) -> None:
         """The node answers on its port.
@@ -113,23 +142,45 @@ class Listener:
     def _store(self, event: Event) -> int | Dataset:
         request = cast("C_STORE", event.request)
         sop_instance_uid = str(request.AffectedSOPInstanceUID)
+        if self._accepting is not None and not self._accepting.is_set():
+            return _status(OUT_OF_RESOURCES, "the node waits for its database; send it again later")
         try:
-            kind = self._receive(request, event)
+            received = self._receive(request, event)
+            kind = self._ledger.record(received)
         except RefusedError as error:
             log.warning("refused %s with 0x%04X: %s", _shown(sop_instance_uid), error.status, error)
             return _status(error.status, str(error))
-        except (OSError, SQLAlchemyError, ReleaseError) as error:
+        except (OSError, SQLAlchemyError, NodeError) as error:
             # The text of a database error holds its parameters, so only its type is told.
-            told = str(error) if isinstance(error, ReleaseError) else type(error).__name__
+            told = str(error) if isinstance(error, NodeError) else type(error).__name__
             log.error("cannot keep %s: %s", _shown(sop_instance_uid), told)  # noqa: TRY400
             return _status(OUT_OF_RESOURCES, "the node cannot keep the object now; send it again later")
         except Exception as error:
             log.error("fault in C-STORE of %s: %s", _shown(sop_instance_uid), place_of(error))  # noqa: TRY400
             return _status(PROCESSING_FAILURE, "internal error of the node")
         log.info("received %s: %s", sop_instance_uid, kind)
+        if kind == "new" and received.admission.admitted:
+            self._ring_once()
         return SUCCESS
 
-    def _receive(self, request: C_STORE, event: Event) -> str:
+    def _ring_once(self) -> None:
+        if self._ring is None:
+            return
+        try:
+            self._ring()
+        except Exception as error:
+            log.warning("nobody was told of the new instance: %s", place_of(error))
+
+    def _receive(self, request: C_STORE, event: Event) -> Received:
+        """What the ledger is to record; an instance that will be screened is in the archive.
+
+        Raises
+        ------
+        RefusedError
+            Where the request is not what it says.
+        OSError
+            Where the archive does not take it.
+        """
         encoded = cast("BytesIO", request.DataSet).getvalue()
         sop_class_uid, sop_instance_uid = (
             str(request.AffectedSOPClassUID),
@@ -142,7 +193,7 @@ class Listener:
             # Group 0002 would be read as File Meta and could name another transfer syntax than was negotiated.
             raise RefusedError(CANNOT_UNDERSTAND, "the data set begins with a group below 0008")
         content = _part10(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + encoded
-        header = _read_header(content)
+        header = _read_header(content, _PIXELS if sop_class_uid in SOP_CLASSES else _CONTENT)
         for keyword, tag, expected in (
             ("SOPClassUID", "(0008,0016)", sop_class_uid),
             ("SOPInstanceUID", "(0008,0018)", sop_instance_uid),
@@ -157,24 +208,22 @@ class Listener:
         keep = admission.admitted or self._settings.keep_declined
         file = self._archive.store(content) if keep else None
         identity = self._settings.store_patient_identity
-        return self._ledger.record(
-            Received(
-                sop_instance_uid=sop_instance_uid,
-                sop_class_uid=sop_class_uid,
-                study_instance_uid=_text(header, "StudyInstanceUID"),
-                series_instance_uid=_text(header, "SeriesInstanceUID"),
-                transfer_syntax_uid=transfer_syntax_uid,
-                sha256=file.sha256 if file else hashlib.sha256(content).hexdigest(),
-                size_bytes=len(content),
-                file=file,
-                calling_ae_title=str(event.assoc.requestor.ae_title).strip()[:16],
-                modality=_text(header, "Modality")[:16],
-                admission=admission,
-                patient_id=_text(header, "PatientID")[:64] if identity else None,
-                patient_name=_text(header, "PatientName")[:324] if identity else None,
-                accession_number=_text(header, "AccessionNumber")[:16] if identity else None,
-                study_date=_text(header, "StudyDate")[:8] if identity else None,
-            )
+        return Received(
+            sop_instance_uid=sop_instance_uid,
+            sop_class_uid=sop_class_uid,
+            study_instance_uid=_text(header, "StudyInstanceUID"),
+            series_instance_uid=_text(header, "SeriesInstanceUID"),
+            transfer_syntax_uid=transfer_syntax_uid,
+            sha256=file.sha256 if file else hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+            file=file,
+            calling_ae_title=str(event.assoc.requestor.ae_title).strip()[:16],
+            modality=_text(header, "Modality")[:16],
+            admission=admission,
+            patient_id=_text(header, "PatientID")[:64] if identity else None,
+            patient_name=_text(header, "PatientName")[:324] if identity else None,
+            accession_number=_text(header, "AccessionNumber")[:16] if identity else None,
+            study_date=_text(header, "StudyDate")[:8] if identity else None,
         )
 
 
@@ -193,12 +242,16 @@ def _part10(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str)
     return buffer.getvalue()
 
 
-def _read_header(content: bytes) -> Dataset:
-    """Everything before the pixels, decoded now so that a broken value is met here and not later."""
+def _read_header(content: bytes, end: int) -> Dataset:
+    """The elements before the tag `end`; what cannot be parsed is met here and not later."""
+
+    def at_end(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        return int(tag) >= end
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return dcmread(BytesIO(content), stop_before_pixels=True)
+            return read_partial(BytesIO(content), stop_when=at_end)
     except Exception as error:  # pydicom raises many kinds on broken input
         raise RefusedError(CANNOT_UNDERSTAND, f"the data set cannot be parsed ({type(error).__name__})") from error
 

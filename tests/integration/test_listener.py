@@ -11,15 +11,18 @@ from pathlib import Path
 import pynetdicom.association
 import pytest
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, dsutils
 from sqlalchemy import select
 
+from dicom_node.admission import COMPANION_SOP_CLASSES
 from dicom_node.archive import Archive
 from dicom_node.config import Settings
 from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.listener import (
     CANNOT_UNDERSTAND,
@@ -37,7 +40,7 @@ from tests.result_factories import manifest
 class Scp:
     """A running listener with an archive and a ledger of its own."""
 
-    def __init__(self, folder, **changed):
+    def __init__(self, folder, ring=None, **changed):
         self.url = f"sqlite:///{folder / 'ledger.sqlite'}"
         self.settings = Settings(port=free_port(), archive_dir=folder / "archive", database_url=self.url, **changed)
         self.database = Database(self.url)
@@ -45,7 +48,7 @@ class Scp:
         self.ledger = Ledger(self.database)
         self.ledger.activate_release(manifest())
         self.archive = Archive(self.settings.archive_dir)
-        self.listener = Listener(self.settings, self.archive, self.ledger)
+        self.listener = Listener(self.settings, self.archive, self.ledger, ring)
 
     def files(self):
         return [path for path in self.settings.archive_dir.rglob("*") if path.is_file()]
@@ -62,8 +65,8 @@ def scp(tmp_path):
 
 
 @contextlib.contextmanager
-def running(folder, **changed):
-    found = Scp(folder, **changed)
+def running(folder, ring=None, **changed):
+    found = Scp(folder, ring, **changed)
     found.listener.start()
     try:
         yield found
@@ -72,10 +75,10 @@ def running(folder, **changed):
         found.database.close()
 
 
-def send(scp, ds):
+def send(scp, ds, transfer_syntax=ExplicitVRLittleEndian):
     """The answer to a C-STORE of the data set."""
     entity = AE(ae_title="SENDER")
-    entity.add_requested_context(ds.SOPClassUID, ExplicitVRLittleEndian)
+    entity.add_requested_context(ds.SOPClassUID, transfer_syntax)
     association = entity.associate("127.0.0.1", scp.settings.port)
     assert association.is_established
     answer = association.send_c_store(ds)
@@ -144,6 +147,81 @@ def test_a_declined_instance_is_kept_where_the_setting_says_so(tmp_path):
         assert send(scp, ds).Status == SUCCESS
         assert len(scp.files()) == 1
         assert scp.rows(ScreeningRow)[0].state == "declined"
+
+
+def companion(sop_class, **elements):
+    """What stands beside the films of a study: no image."""
+    ds = Dataset()
+    ds.file_meta = phantom_dataset(0).file_meta
+    ds.SOPClassUID = sop_class
+    ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid(), generate_uid()
+    ds.Modality = "SR"
+    ds.PatientName = "PHANTOM^1"
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+@pytest.mark.parametrize("sop_class", sorted(COMPANION_SOP_CLASSES), ids=lambda uid: uid.keyword)
+def test_what_a_pacs_routes_along_with_a_film_is_answered_with_success_and_declined(scp, sop_class):
+    for transfer_syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        ds = companion(sop_class)
+        ds.file_meta.TransferSyntaxUID = transfer_syntax
+        assert send(scp, ds, transfer_syntax).Status == SUCCESS
+    ours = companion(sop_class, Manufacturer=MANUFACTURER, ManufacturerModelName=MODEL_NAME)
+    assert send(scp, ours).Status == SUCCESS
+    assert [row.reason for row in scp.rows(ScreeningRow)] == ["sop_class", "sop_class", "own_result"]
+    assert {row.sop_class_uid for row in scp.rows(InstanceRow)} == {sop_class}
+    assert scp.files() == []
+
+
+def test_of_a_report_nothing_but_the_header_is_read(scp, monkeypatch):
+    """Its tree may be as deep or as broken as it likes."""
+    ds = companion(min(COMPANION_SOP_CLASSES))
+    tree = b"\x40\x00\x30\xa7SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 3000
+    with sending(monkeypatch, dsutils.encode(ds, False, True) + tree):
+        assert send(scp, ds).Status == SUCCESS
+    (row,) = scp.rows(InstanceRow)
+    assert row.size_bytes > len(tree)
+    assert row.modality == "SR"
+
+
+def test_the_bell_rings_once_for_each_new_instance_to_screen_when_its_row_can_be_read(tmp_path):
+    seen = []
+    with running(tmp_path, ring=lambda: seen.append(len(scp.rows(InstanceRow)))) as scp:
+        lateral = phantom_dataset(1)
+        lateral.ViewPosition = "LL"
+        again = phantom_dataset(0)
+        for ds in (phantom_dataset(0), again, lateral, companion(min(COMPANION_SOP_CLASSES)), phantom_dataset(2)):
+            assert send(scp, ds).Status == SUCCESS
+        again.PixelData = bytes(reversed(again.PixelData))
+        assert send(scp, again).Status == SUCCESS
+    assert seen == [1, 4]
+
+
+def test_a_bell_that_fails_changes_no_answer(tmp_path, caplog):
+    def broken():
+        raise ConnectionError("redis://:secret@192.0.2.1")
+
+    with running(tmp_path, ring=broken) as scp:
+        assert send(scp, phantom_dataset(0)).Status == SUCCESS
+        assert len(scp.rows(ScreeningRow)) == 1
+    assert "ConnectionError at test_listener.py" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_database_that_is_down_is_answered_with_a700(scp, monkeypatch, caplog):
+    class DownError(NodeError):
+        permanent = False
+
+    def down(_received):
+        raise DownError("the database at 192.0.2.1 does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scp.ledger, "record", down)
+        assert send(scp, phantom_dataset(0)).Status == OUT_OF_RESOURCES
+    assert "does not answer" in caplog.text
+    assert send(scp, phantom_dataset(0)).Status == SUCCESS
 
 
 def test_a_second_send_is_a_duplicate_and_a_changed_one_a_conflict_that_is_kept_apart(scp):

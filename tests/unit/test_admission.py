@@ -13,7 +13,7 @@ from pydicom import Dataset, Sequence, uid
 from pydicom.sr.codedict import codes
 
 from dicom_node import anatomy
-from dicom_node.admission import admit
+from dicom_node.admission import COMPANION_SOP_CLASSES, admit
 from dicom_node.config import Settings
 from dicom_node.domain import MANUFACTURER, MODEL_NAME, Admission, DeclineReason
 from tests.factories import chest_dataset, code
@@ -81,7 +81,7 @@ def test_radiographs_and_secondary_captures_are_admitted(sop_class: str) -> None
         uid.CTImageStorage,
         uid.DigitalMammographyXRayImageStorageForPresentation,
         uid.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-        uid.BasicTextSRStorage,
+        *sorted(COMPANION_SOP_CLASSES),
         "1.2.3",
         None,
     ],
