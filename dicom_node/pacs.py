@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Self
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
 
+from dicom_node.config import Peer
 from dicom_node.domain import DeliveryError
 from dicom_node.transport import no_delay
 
@@ -22,8 +28,9 @@ if TYPE_CHECKING:
 
     from pydicom.dataset import Dataset
     from pynetdicom.association import Association
+    from pynetdicom.events import Event
 
-    from dicom_node.config import Peer
+    from dicom_node.config import Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +46,37 @@ _RETRYABLE = {*range(0xA700, 0xA800), 0x0110}
 # PS3.7 annex C: the peer has this object; so answers a peer whose first answer was lost.
 _DUPLICATE = 0x0111
 _REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
+_OWN_ANSWER_S = 5.0
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked, not listened on
+
+
+class Fault(StrEnum):
+    """How far an association came that could not be used."""
+
+    UNRESOLVED = "unresolved"  # no address by that name
+    UNREACHABLE = "unreachable"  # no TCP connection
+    SILENT = "silent"  # a connection, but no DICOM answer, or an abort
+    REJECTED = "rejected"
+    NO_CONTEXT = "no_context"  # none of the SOP classes is accepted
+
+
+class AssociationError(DeliveryError):
+    """No association with a peer. `rejection` is the peer's source and reason (PS3.8 9.3.4)."""
+
+    def __init__(
+        self, message: str, *, fault: Fault, permanent: bool = False, rejection: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(message, permanent=permanent)
+        self.fault = fault
+        self.rejection = rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a peer told of itself when it accepted an association."""
+
+    accepted: frozenset[str]
+    implementation_class_uid: str
 
 
 class Pacs:
@@ -48,6 +86,33 @@ class Pacs:
         self._peer = peer
         self._ae_title = ae_title
         self._timeout_s = timeout_s
+
+    @classmethod
+    def of_this_node(cls, settings: Settings) -> Self:
+        """The node's own listener, asked from this machine."""
+        host = _EVERY_ADDRESS.get(settings.host, settings.host)
+        itself = Peer(name="this node", ae_title=settings.ae_title, host=host, port=settings.port, destination=False)
+        return cls(itself, ae_title=settings.ae_title, timeout_s=min(settings.network_timeout_s, _OWN_ANSWER_S))
+
+    def echo(self, also: Sequence[str] = ()) -> Answer:
+        """Which of Verification and the SOP classes `also` the peer accepts; with Verification, it answered C-ECHO.
+
+        Raises
+        ------
+        AssociationError
+            Where it accepts none of them, or does not answer C-ECHO with Success.
+        """
+        name = self._peer.name
+        with self._association([str(Verification), *also]) as association:
+            accepted = frozenset(str(context.abstract_syntax) for context in association.accepted_contexts)
+            if Verification in accepted:
+                try:
+                    status = association.send_c_echo()
+                except (RuntimeError, OSError, AttributeError) as error:  # the association ended meanwhile
+                    raise AssociationError(f"{name} ended the association", fault=Fault.SILENT) from error
+                if not status or "Status" not in status or status.Status != SUCCESS:
+                    raise AssociationError(f"{name} does not answer C-ECHO with Success", fault=Fault.SILENT)
+            return Answer(accepted, str(association.acceptor.implementation_class_uid))
 
     @contextlib.contextmanager
     def store(self, sop_classes: Sequence[str]) -> Iterator[Sender]:
@@ -90,18 +155,21 @@ class Pacs:
             entity.add_requested_context(syntax, ExplicitVRLittleEndian)
             entity.add_requested_context(syntax, ImplicitVRLittleEndian)
         peer = self._peer
+        connected: list[Event] = []
+        handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_CONN_OPEN, no_delay),
+            (evt.EVT_CONN_OPEN, connected.append),
+        ]
         try:
-            association = entity.associate(
-                peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=[(evt.EVT_CONN_OPEN, no_delay)]
-            )
+            association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
         except OSError as error:  # such as a host name that does not resolve
-            raise DeliveryError(
-                f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", permanent=False
+            raise AssociationError(
+                f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", fault=Fault.UNRESOLVED
             ) from error
         if not association.is_established:
             if association.dul.socket is not None:
                 association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
-            raise _not_established(association, peer)
+            raise _not_established(association, peer, Fault.SILENT if connected else Fault.UNREACHABLE)
         try:
             yield association
         finally:
@@ -163,13 +231,19 @@ class Sender:
         return dcmread(file) if accepted == {ImplicitVRLittleEndian} else file
 
 
-def _not_established(association: Association, peer: Peer) -> DeliveryError:
+def _not_established(association: Association, peer: Peer, fault: Fault) -> AssociationError:
     where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+    answer = association.acceptor.primitive
     if association.is_rejected:
-        answer = association.acceptor.primitive
-        result = getattr(answer, "result", None)
         reason = getattr(answer, "reason_str", "no reason given")
-        return DeliveryError(f"{where} rejected the association: {reason}", permanent=result == _REJECTED_PERMANENT)
-    if association.acceptor.primitive is not None and not association.accepted_contexts:
-        return DeliveryError(f"{where} accepts none of the proposed SOP classes", permanent=True)
-    return DeliveryError(f"{where} does not answer", permanent=False)
+        return AssociationError(
+            f"{where} rejected the association: {reason}",
+            fault=Fault.REJECTED,
+            permanent=getattr(answer, "result", None) == _REJECTED_PERMANENT,
+            rejection=(getattr(answer, "result_source", 0), getattr(answer, "diagnostic", 0)),
+        )
+    if answer is not None and not association.accepted_contexts:
+        return AssociationError(
+            f"{where} accepts none of the proposed SOP classes", fault=Fault.NO_CONTEXT, permanent=True
+        )
+    return AssociationError(f"{where} does not answer", fault=fault)

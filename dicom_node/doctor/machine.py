@@ -1,0 +1,147 @@
+"""What this machine has: the bundle's files, the device of the networks, a clock."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from dicom_node.bundle import MANIFEST, find_bundle, read_manifest
+from dicom_node.doctor.finding import failure, ok, warning
+from dicom_node.domain import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dicom_node.config import Settings
+    from dicom_node.doctor.finding import Finding
+
+_DEVICE_ANSWER_S = 9.0
+_MOST_OFFSET_S = 2.0
+_YEARS = range(2025, 2100)
+_CLOCK_REMEDY = "synchronise the clocks of both machines (systemd-timesyncd or chrony; timedatectl shows the state)"
+
+# linux/timex.h: what adjtimex returns for a clock that nothing synchronises.
+_TIME_ERROR = 5
+_TIMEX_BYTES = 512  # more than struct timex has
+
+# Asked in a process of its own: this one never loads torch, and a driver that hangs can be left alone.
+_ASK_CUDA = """
+import json, sys, torch
+index = int(sys.argv[1])
+told = {"built_for": torch.version.cuda}
+try:
+    torch.cuda.init()
+    told["count"] = torch.cuda.device_count()
+    if index < told["count"]:
+        told["name"] = torch.cuda.get_device_name(index)
+        told["free"], told["total"] = torch.cuda.mem_get_info(index)
+        torch.ones(1, device=f"cuda:{index}").add(1).item()
+except (RuntimeError, AssertionError) as error:
+    told["error"] = str(error).partition("\\n")[0].partition(". ")[0] or type(error).__name__
+print(json.dumps(told))
+"""
+
+
+def bundle(settings: Settings) -> Iterator[Finding]:
+    """Whether the manifest can be read and each file of weights is the one that it names."""
+    try:
+        folder = find_bundle(settings.bundle)
+        manifest = read_manifest(folder)
+    except BundleError as error:
+        yield failure("bundle", " ".join(str(error).split()), "set `bundle` to an installed one, or install it again")
+        return
+    parts = [part for member in manifest.members for part in member.weights]
+    for part in parts:
+        file = folder / part.file
+        try:
+            with file.open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            yield failure("bundle", f"{file} cannot be read ({error.strerror})", "install the bundle again")
+            return
+        if found != part.sha256:
+            yield failure(
+                "bundle",
+                f"{file} is not the file that {MANIFEST} names: SHA-256 {found[:12]}..., not {part.sha256[:12]}...",
+                "install the bundle again",
+            )
+            return
+    yield ok("bundle", f"{manifest.name} {manifest.release}: {len(parts)} files of weights are what {MANIFEST} names")
+
+
+def device(settings: Settings) -> Iterator[Finding]:
+    """Whether the networks can run on the device of the settings, where this machine has them at all."""
+    if importlib.util.find_spec("torch") is None:
+        yield ok("device", "no worker runs on this machine: torch is not installed")
+        return
+    if settings.device == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        if settings.threads > cores:
+            yield warning("device", f"threads = {settings.threads}, but {cores} cores", "set threads = 0")
+        else:
+            yield ok("device", f"cpu: {cores} cores, {settings.threads or cores} threads a worker")
+        return
+    yield _cuda(settings.device)
+
+
+def _cuda(name: str) -> Finding:
+    index = int(name.partition(":")[2] or 0)
+    instead = "see nvidia-smi, or set device = cpu"
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-P", "-c", _ASK_CUDA, str(index)],
+            capture_output=True,
+            text=True,
+            timeout=_DEVICE_ANSWER_S,
+            check=True,
+        )
+        told = json.loads(asked.stdout)
+    except subprocess.TimeoutExpired:
+        return failure(
+            "device", f"{name}: torch gives no answer in {_DEVICE_ANSWER_S:.0f} s", f"try once more; {instead}"
+        )
+    except (subprocess.CalledProcessError, ValueError) as error:
+        return failure(
+            "device", f"{name}: torch cannot be asked ({type(error).__name__})", "install cxr-dicom-node[worker] again"
+        )
+    built_for = told["built_for"]
+    if built_for is None:
+        return failure("device", f"{name}: this torch is built for CPUs alone", "install a torch for CUDA; see README")
+    if "error" in told:
+        return failure("device", f"{name} (torch for CUDA {built_for}): {told['error']}", instead)
+    if "name" not in told:
+        return failure("device", f"{name} is not there: the machine has {told['count']} GPU", instead)
+    total, free = told["total"] / 2**30, told["free"] / 2**30
+    return ok("device", f"{name}: {told['name']}, {free:.1f} of {total:.1f} GiB free (torch for CUDA {built_for})")
+
+
+def clock(offsets_s: Mapping[str, float], now_s: float) -> Iterator[Finding]:
+    """Whether this machine's clock can be right, and agrees with those of the servers."""
+    year = datetime.fromtimestamp(now_s, UTC).year
+    if year not in _YEARS:
+        yield failure("clock", f"this machine thinks that it is the year {year}", "set its clock (timedatectl)")
+        return
+    wrong = {name: offset for name, offset in offsets_s.items() if abs(offset) > _MOST_OFFSET_S}
+    for name, offset in wrong.items():
+        sense = "ahead of" if offset > 0 else "behind"
+        yield failure("clock", f"the {name}'s clock is {abs(offset):.1f} s {sense} this machine's", _CLOCK_REMEDY)
+    if wrong:
+        return
+    if not kernel_is_synchronised():
+        yield warning("clock", "nothing synchronises this machine's clock, says the kernel", _CLOCK_REMEDY)
+        return
+    told = ", ".join(f"{offset:+.3f} s to the {name}" for name, offset in offsets_s.items())
+    yield ok("clock", f"the kernel calls it synchronised{f'; {told}' if told else ''}")
+
+
+def kernel_is_synchronised() -> bool:
+    """Whether a time service steers the kernel's clock; True where the kernel may not be asked."""
+    timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes = 0: nothing is set
+    return bool(ctypes.CDLL(None).adjtimex(timex) != _TIME_ERROR)

@@ -1,0 +1,421 @@
+"""Faults planted in a node that is otherwise well: each has its own line, and only that one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
+from sqlalchemy import text
+
+from dicom_node import doctor
+from dicom_node.archive import OWNER, Archive
+from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.config import Settings
+from dicom_node.database import Database
+from dicom_node.demo.pacs import OrthancPacs, free_port
+from dicom_node.doctor import machine
+from dicom_node.ledger import Ledger
+from dicom_node.listener import Listener
+from tests.conftest import missing
+from tests.e2e.harness import destination
+from tests.ledger_factories import received
+from tests.servers import PostgresServer, RedisServer
+
+PATIENT = "Muster^Erika"
+WRONG = "geheim-falsch"
+CHECKS = [
+    "settings",
+    "database",
+    "schema",
+    "release",
+    "broker",
+    "archive",
+    "archive owner",
+    "bundle",
+    "device",
+    "clock",
+    "listener",
+    "peer pacs",
+]
+
+
+@pytest.fixture(autouse=True)
+def _a_synchronised_machine(monkeypatch):
+    """What the kernel says of this machine's clock is no matter of the node's."""
+    monkeypatch.setattr(machine, "kernel_is_synchronised", lambda: True)
+
+
+@pytest.fixture(scope="module")
+def pacs(orthanc_program, tmp_path_factory):
+    """A PACS that insists on its own AE title."""
+    with OrthancPacs(tmp_path_factory.mktemp("pacs"), extra={"DicomCheckCalledAet": True}) as orthanc:
+        yield orthanc
+
+
+def install(values):
+    """A ledger with one image of a patient, its archive and its running listener; the settings, and how to end it."""
+    settings = Settings(**values)
+    with_patient = received(patient_name=PATIENT, patient_id="4711")
+    database = Database(settings.database_dsn)
+    database.upgrade()
+    ledger = Ledger(database)
+    ledger.activate_release(read_manifest(find_bundle("starter")))
+    ledger.record(with_patient)
+    archive = Archive(settings.archive_dir)
+    archive.belongs_to(database.ledger_id(), has_files=False)
+    listener = Listener(settings, archive, ledger)
+    listener.start()
+
+    def end():
+        listener.stop()
+        database.close()
+
+    return settings, end
+
+
+def common(folder, pacs):
+    return {
+        "port": free_port(),
+        "archive_dir": folder / "archive",
+        "min_free_percent": 0,  # of the disk that runs the tests nothing is known
+        "network_timeout_s": 2,
+        "peers": [destination(pacs)],
+    }
+
+
+@pytest.fixture(scope="module")
+def service(postgres_server, redis_server, pacs, tmp_path_factory):
+    name = "doctor"
+    postgres_server.create_database(name)
+    settings, end = install(
+        common(tmp_path_factory.mktemp("service"), pacs)
+        | {
+            "database_url": postgres_server.url(name),
+            "database_password": postgres_server.password,
+            "broker_url": redis_server.url,
+            "broker_password": redis_server.password,
+        }
+    )
+    yield settings
+    end()
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def embedded(pacs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("embedded")
+    settings, end = install(common(folder, pacs) | {"database_url": f"sqlite:///{folder / 'ledger.sqlite'}"})
+    yield settings
+    end()
+
+
+@pytest.fixture(params=["service", "embedded"])
+def well(request):
+    """The settings of a node that is well, in both forms."""
+    return request.getfixturevalue(request.param)
+
+
+def changed(settings, **values):
+    return Settings(**(settings.model_dump() | values))
+
+
+def examined(settings):
+    """The findings; none of them holds a secret, and no check takes longer than it may."""
+    findings, began = [], time.monotonic()
+    for finding in doctor.examine(settings):
+        assert time.monotonic() - began < 11
+        began = time.monotonic()
+        findings.append(finding)
+    shown = repr(findings)
+    for secret in (settings.database_password.get_secret_value(), settings.broker_password.get_secret_value(), PATIENT):
+        if secret:
+            assert secret not in shown
+            assert quote(secret, safe="") not in shown
+    return findings
+
+
+def the_fault(settings, check):
+    """The one failure, which is that check's; everything else is well."""
+    findings = examined(settings)
+    assert [(finding.check, str(finding.level)) for finding in findings if finding.level != "ok"] == [
+        (check, "failure")
+    ], findings
+    (found,) = (finding for finding in findings if finding.level == "failure")
+    assert found.remedy
+    return found
+
+
+def test_a_node_that_is_well_has_no_fault_in_either_form(well):
+    findings = examined(well)
+    assert [finding for finding in findings if finding.level != "ok"] == []
+    assert [finding.check for finding in findings] == CHECKS
+
+
+def test_the_command_says_the_same_in_lines_and_in_json_and_shows_no_secret(well, tmp_path, monkeypatch, capsys):
+    assert doctor.report(well, as_json=False) is True
+    lines = capsys.readouterr().out
+    assert [line.split()[0] for line in lines.splitlines()[:-1]] == ["ok"] * len(CHECKS)
+    assert doctor.report(well, as_json=True) is True
+    as_json = capsys.readouterr().out
+    document = json.loads(as_json)
+    assert document["ok"] is True
+    assert [finding["check"] for finding in document["findings"]] == CHECKS
+    for output in (lines, as_json):
+        assert PATIENT not in output
+        assert not well.database_password.get_secret_value() or well.database_password.get_secret_value() not in output
+
+
+def test_it_changes_nothing(service):
+    def state():
+        return sorted(str(path) for path in Path(service.archive_dir).rglob("*"))
+
+    before = state()
+    examined(service)
+    assert state() == before
+
+
+def test_1_a_database_that_is_down(service):
+    with PostgresServer(fsync=False) as server:
+        server.kill()
+        database_url, password = server.url(), server.password
+        fault = the_fault(changed(service, database_url=database_url, database_password=password), "database")
+    assert f"127.0.0.1:{server.port}/cxr" in fault.what
+
+
+def test_1_a_ledger_that_is_no_database(embedded, tmp_path):
+    (tmp_path / "ledger.sqlite").write_text("no database" * 1000)
+    the_fault(changed(embedded, database_url=f"sqlite:///{tmp_path / 'ledger.sqlite'}"), "database")
+
+
+def test_2_a_wrong_database_password(service):
+    fault = the_fault(changed(service, database_password=WRONG), "database")
+    assert "password" in fault.what + fault.remedy
+
+
+@pytest.mark.parametrize("revision", ["0001", None, "9999"])
+def test_3_a_schema_of_another_version(service, postgres_server, revision):
+    postgres_server.create_database("doctor_old")
+    try:
+        settings = changed(service, database_url=postgres_server.url("doctor_old"))
+        if revision is not None:
+            database = Database(settings.database_dsn)
+            database.upgrade()
+            with database.write() as session:
+                session.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
+            database.close()
+        fault = the_fault(settings, "schema")
+        assert (revision or "empty") in fault.what
+        if revision != "9999":
+            assert "dicom-node db upgrade" in fault.remedy
+    finally:
+        postgres_server.drop_database("doctor_old")
+
+
+def test_4_a_broker_that_is_down(service):
+    with RedisServer() as server:
+        server.kill()
+        fault = the_fault(changed(service, broker_url=server.url, broker_password=server.password), "broker")
+    assert f"127.0.0.1:{server.port}/0" in fault.what
+
+
+def test_5_a_wrong_broker_password(service):
+    fault = the_fault(changed(service, broker_password=WRONG), "broker")
+    assert "set broker_password" in fault.remedy
+
+
+def test_6_an_archive_that_cannot_be_written(well, tmp_path):
+    (tmp_path / "archive").touch()
+    fault = the_fault(changed(well, archive_dir=tmp_path / "archive"), "archive")
+    assert "no folder" in fault.what
+
+
+def test_6_an_archive_whose_disk_is_not_mounted(well, tmp_path):
+    (tmp_path / "archive").mkdir()
+    fault = the_fault(changed(well, archive_dir=tmp_path / "archive"), "archive owner")
+    assert "mount" in fault.remedy
+
+
+def test_7_a_disk_without_room(well):
+    fault = the_fault(changed(well, min_free_percent=100), "archive")
+    assert "less than min_free_percent = 100" in fault.what
+
+
+def test_7_a_disk_that_is_full(service, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (disk / "film").write_bytes(bytes(60 * 1024))
+        shutil.copy(service.archive_dir / OWNER, disk / OWNER)
+        for folder in range(256):  # made by the start, before the disk was full
+            (disk / f"{folder:02x}").mkdir()
+        (disk / "incoming").mkdir()
+        fault = the_fault(changed(service, archive_dir=disk), "archive")
+        assert "No space left" in fault.what
+        assert "make room" in fault.remedy
+        (disk / "film").write_bytes(bytes(52 * 1024))
+        assert "is free" in the_fault(changed(service, archive_dir=disk, min_free_percent=50), "archive").what
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_8_a_weight_file_with_one_changed_byte(well, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(find_bundle("starter"), folder)
+    weights = max(folder.glob("*.safetensors"))
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    fault = the_fault(changed(well, bundle=str(folder)), "bundle")
+    assert weights.name in fault.what
+
+
+def test_9_a_gpu_that_is_not_there(well):
+    pytest.importorskip("torch")
+    fault = the_fault(changed(well, device="cuda:99"), "device")
+    assert "cuda:99" in fault.what
+    assert "nvidia-smi" in fault.remedy or "CUDA" in fault.remedy
+
+
+def test_10_a_machine_whose_clock_is_not_the_brokers(service):
+    findings = [f for f in doctor.examine(service, now=lambda: time.time() + 60) if f.level != "ok"]
+    assert [(finding.check, str(finding.level)) for finding in findings] == [("clock", "failure")]
+    assert "broker's clock is 60.0 s behind" in findings[0].what
+
+
+def test_11_a_peer_that_is_down(well, pacs):
+    port = free_port()
+    fault = the_fault(changed(well, peers=[destination(pacs, port=port)]), "peer pacs")
+    assert f"127.0.0.1:{port} refuses the connection" in fault.what
+
+
+def test_11_a_peer_whose_name_does_not_resolve(well, pacs):
+    fault = the_fault(changed(well, peers=[destination(pacs, host="pacs.invalid")]), "peer pacs")
+    assert "pacs.invalid does not resolve" in fault.what
+
+
+def test_12_a_peer_that_rejects_our_called_ae_title(well, pacs):
+    fault = the_fault(changed(well, peers=[destination(pacs, ae_title="NOBODY")]), "peer pacs")
+    assert "NOBODY" in fault.what
+    assert "Called AE title not recognised" in fault.what
+    assert "ae_title" in fault.remedy
+
+
+def test_13_another_bundle_than_the_ledgers(well):
+    database = Database(well.database_dsn)
+    ledger = Ledger(database)
+    ours = read_manifest(find_bundle("starter"))
+    try:
+        ledger.activate_release(ours.model_copy(update={"release": "0.9.9"}))
+        fault = the_fault(well, "release")
+    finally:
+        ledger.activate_release(ours)
+        database.close()
+    assert "0.9.9" in fault.what
+    assert ours.release in fault.what
+    assert "dicom-node bundle use" in fault.remedy
+
+
+def test_14_the_archive_of_another_ledger(well, tmp_path):
+    other = str(uuid.uuid4())
+    archive = Archive(tmp_path / "archive")
+    archive.belongs_to(other, has_files=False)
+    fault = the_fault(changed(well, archive_dir=tmp_path / "archive"), "archive owner")
+    assert other in fault.what
+
+
+def test_15_a_port_that_a_stranger_has_taken(well, pacs):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        fault = the_fault(changed(well, port=port), "listener")
+    assert f"what holds 127.0.0.1:{port} does not answer C-ECHO" in fault.what
+    assert str(port) in fault.remedy
+    assert "what holds" in the_fault(changed(well, port=pacs.port), "listener").what
+
+
+def test_15_a_port_that_another_dicom_program_has_taken(embedded):
+    entity = AE(ae_title=embedded.ae_title)
+    entity.implementation_class_uid = "1.2.3.4"
+    entity.add_supported_context(Verification)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_ECHO, lambda _: 0)])
+    try:
+        fault = the_fault(changed(embedded, port=server.server_address[1]), "listener")
+    finally:
+        server.shutdown()
+        entity.shutdown()
+    assert "another DICOM program" in fault.what
+
+
+def test_a_node_that_does_not_run_here_is_only_a_warning(embedded):
+    findings = examined(changed(embedded, port=free_port()))
+    assert [(finding.check, finding.level) for finding in findings if finding.level != "ok"] == [
+        ("listener", "warning")
+    ]
+
+
+def test_a_destination_that_takes_no_reports_is_warned_of_by_the_class(embedded):
+    entity = AE(ae_title="ARCHIVE")
+    entity.add_supported_context(Verification)
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.7")
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    peer = {"name": "pacs", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": server.server_address[1]}
+    try:
+        findings = examined(changed(embedded, peers=[peer | {"destination": True}]))
+    finally:
+        server.shutdown()
+        entity.shutdown()
+    (finding,) = (finding for finding in findings if finding.level != "ok")
+    assert (finding.check, finding.level) == ("peer pacs", "warning")
+    assert "Comprehensive 3D SR Storage" in finding.what
+
+
+def test_a_peer_that_takes_the_connection_and_says_nothing(embedded):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer = {"name": "pacs", "ae_title": "SILENT", "host": "127.0.0.1", "port": silent.getsockname()[1]}
+        fault = the_fault(changed(embedded, network_timeout_s=0.5, peers=[peer | {"destination": True}]), "peer pacs")
+    assert "gives no DICOM answer" in fault.what
+
+
+def test_10_a_machine_whose_clock_is_off(service, tmp_path):
+    if shutil.which("faketime") is None:
+        missing("faketime is not installed (Debian: apt-get install faketime)")
+    secrets = {}
+    for name in ("database_password", "broker_password"):
+        file = tmp_path / name
+        file.write_text(getattr(service, name).get_secret_value())
+        secrets[f"DICOM_NODE_{name.upper()}_FILE"] = str(file)
+    peers = [peer.model_dump() for peer in service.peers]
+    plain = {name: str(getattr(service, name)) for name in ("port", "archive_dir", "database_url", "broker_url")}
+    variables = {f"DICOM_NODE_{name.upper()}": value for name, value in plain.items()}
+    done = subprocess.run(
+        ["faketime", "-f", "+10s", sys.executable, "-m", "dicom_node", "doctor", "--json"],
+        env=os.environ
+        | secrets
+        | variables
+        | {"DICOM_NODE_PEERS": json.dumps(peers), "DICOM_NODE_MIN_FREE_PERCENT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    faults = [finding for finding in json.loads(done.stdout)["findings"] if finding["level"] == "failure"]
+    assert [finding["check"] for finding in faults] == ["clock", "clock"]
+    for finding, whose in zip(faults, ("database", "broker"), strict=True):
+        assert f"the {whose}'s clock is 10." in finding["what"] or f"the {whose}'s clock is 9.9" in finding["what"]
+        assert "synchronise" in finding["remedy"]
