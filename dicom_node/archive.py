@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-_INCOMING = "incoming"
+from dicom_node.domain import NodeError
+
+INCOMING = "incoming"
+OWNER = "ledger.json"
+
+
+class ForeignArchiveError(NodeError):
+    """The archive holds the files of another ledger."""
+
+    reason = "archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,7 @@ class Archive:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._incoming = root / _INCOMING
+        self._incoming = root / INCOMING
         self._incoming.mkdir(parents=True, exist_ok=True)
         for number in range(256):
             (root / f"{number:02x}").mkdir(exist_ok=True)
@@ -64,6 +74,42 @@ class Archive:
     def locate(self, relative: str) -> Path:
         """Path of a stored file."""
         return self._root / relative
+
+    def owner(self) -> str | None:
+        """The ledger whose files these are; None where nobody has said so yet."""
+        try:
+            return str(json.loads((self._root / OWNER).read_text())["ledger_id"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ForeignArchiveError(
+                f"{self._root / OWNER} cannot be read; it names the ledger of the files"
+            ) from error
+
+    def belongs_to(self, ledger_id: str, *, has_files: bool) -> None:
+        """The archive is that ledger's from now on; `has_files` says that the ledger knows of files in it.
+
+        Raises
+        ------
+        ForeignArchiveError
+            Where it is another's, or empty though it should not be.
+        """
+        if self.owner() is None:
+            if has_files and not any(self._root.glob("[0-9a-f][0-9a-f]/*")):
+                raise ForeignArchiveError(
+                    f"the archive {self._root} is empty, but the ledger has files in it: is it mounted? Mount or "
+                    f'restore it; to go on without them, write {{"ledger_id": "{ledger_id}"}} to {self._root / OWNER}'
+                )
+            with contextlib.suppress(FileExistsError), (self._root / OWNER).open("x") as file:
+                file.write(json.dumps({"ledger_id": ledger_id}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(self._root)
+        if (owner := self.owner()) != ledger_id:
+            raise ForeignArchiveError(
+                f"the archive {self._root} belongs to ledger {owner}, the database is ledger {ledger_id}: give each "
+                f"node an archive_dir and a database of its own; after a restore, delete {self._root / OWNER}"
+            )
 
     def clear_incoming(self) -> int:
         """Remove what a killed process had begun to write; only when nothing else writes. Returns the count."""

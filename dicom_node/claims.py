@@ -8,9 +8,10 @@ the network never runs twice for one image.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, case, func, or_, select, update
 
 from dicom_node.bundle import Manifest
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Prediction, Purpose, State
@@ -50,7 +51,12 @@ class Claim:
     attempt: int
     state: State
     path: str
-    manifest: Manifest = field(repr=False)
+    manifest_json: str = field(repr=False)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the release that is asked for, as the ledger keeps it."""
+        return _parse_manifest(self.manifest_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,41 +96,50 @@ class Claims:
 
     def claim(self, worker: str, lease_s: float) -> Claim | None:
         """The oldest screening that waits for a worker, live ones first, leased to `worker`; None where none waits."""
+        return next(iter(self.claim_batch(worker, lease_s, 1)), None)
+
+    def claim_batch(self, worker: str, lease_s: float, limit: int) -> list[Claim]:
+        """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`."""
         waiting = (
             select(ScreeningRow.id)
-            .where(
-                ScreeningRow.state.in_(_CLAIMABLE),
-                ScreeningRow.lease_expires_at.is_(None),
-                or_(ScreeningRow.not_before.is_(None), ScreeningRow.not_before <= db_now()),
-            )
+            .where(*_is_due())
             .order_by(case((ScreeningRow.purpose == Purpose.LIVE, 0), else_=1), ScreeningRow.id)
-            .limit(1)
+            .limit(limit)
         )
         with self._database.read() as session:
-            if session.scalar(waiting) is None:
-                return None
+            if session.scalar(waiting.limit(1)) is None:
+                return []
         with self._database.write() as session:
-            screening = session.get(ScreeningRow, session.scalar(waiting.with_for_update(skip_locked=True)) or 0)
-            if screening is None:
-                return None
-            attempt = screening.attempt + 1
-            state = State.CLAIMED if screening.state == State.WAITING else State(screening.state)
-            if state != screening.state:
-                log_transition(session, screening.id, State(screening.state), state, attempt)
-            session.execute(
-                update(ScreeningRow)
-                .where(ScreeningRow.id == screening.id, ScreeningRow.attempt == screening.attempt)
-                .values(state=state, attempt=attempt, worker=worker, lease_expires_at=db_now(lease_s))
-            )
-            instance = session.get_one(InstanceRow, screening.instance_id)
-            release = session.get_one(ReleaseRow, screening.release_id)
-            return Claim(
-                screening_id=screening.id,
-                attempt=attempt,
-                state=state,
-                path=instance.path or "",
-                manifest=Manifest.model_validate_json(release.manifest),
-            )
+            keys = session.scalars(waiting.with_for_update(skip_locked=True)).all()
+            return [self._take(session, key, worker, lease_s) for key in keys]
+
+    @staticmethod
+    def _take(session: Session, screening_id: int, worker: str, lease_s: float) -> Claim:
+        screening = session.get_one(ScreeningRow, screening_id)
+        attempt = screening.attempt + 1
+        state = State.CLAIMED if screening.state == State.WAITING else State(screening.state)
+        if state != screening.state:
+            log_transition(session, screening.id, State(screening.state), state, attempt)
+        session.execute(
+            update(ScreeningRow)
+            .where(ScreeningRow.id == screening.id, ScreeningRow.attempt == screening.attempt)
+            .values(state=state, attempt=attempt, worker=worker, lease_expires_at=db_now(lease_s))
+        )
+        instance = session.get_one(InstanceRow, screening.instance_id)
+        release = session.get_one(ReleaseRow, screening.release_id)
+        return Claim(
+            screening_id=screening.id,
+            attempt=attempt,
+            state=state,
+            path=instance.path or "",
+            manifest_json=release.manifest,
+        )
+
+    def waiting(self) -> dict[Purpose, int]:
+        """How many screenings a worker could claim now."""
+        query = select(ScreeningRow.purpose, func.count()).where(*_is_due()).group_by(ScreeningRow.purpose)
+        with self._database.read() as session:
+            return {Purpose(purpose): count for purpose, count in session.execute(query).tuples()}
 
     def renew(self, claim: Claim, lease_s: float) -> None:
         """The lease runs `lease_s` seconds from now.
@@ -323,6 +338,19 @@ class Claims:
                 if row.state != old:
                     log_transition(session, row.id, old, State(row.state), row.attempt)
             return len(rows)
+
+
+def _is_due() -> tuple[ColumnElement[bool], ...]:
+    return (
+        ScreeningRow.state.in_(_CLAIMABLE),
+        ScreeningRow.lease_expires_at.is_(None),
+        or_(ScreeningRow.not_before.is_(None), ScreeningRow.not_before <= db_now()),
+    )
+
+
+@lru_cache(maxsize=8)
+def _parse_manifest(text: str) -> Manifest:
+    return Manifest.model_validate_json(text)
 
 
 def _state(session: Session, claim: Claim) -> State:

@@ -73,13 +73,104 @@ def up(context: typer.Context) -> None:
 
 @app.command(hidden=True)
 def role(context: typer.Context, name: str) -> None:
-    """Run one process of the embedded node."""
+    """Run one child of `up` (listen, work, deliver, sweep) or of `worker` (answer)."""
     from dicom_node import roles
 
-    known = {"listen": roles.listen, "deliver": roles.deliver, "sweep": roles.sweep}
-    if name != "work" and name not in known:
-        raise NodeError(f"no role {name!r}: it is work, {', '.join(known)}")
-    (known.get(name) or _resolve("work"))(context.obj.settings)
+    settings, stop = context.obj.settings, roles.stop_on_signal()
+    if name in ("work", "answer"):
+        _resolve(name)(settings, stop)
+    elif name in ("listen", "deliver", "sweep"):
+        getattr(roles, name)(settings, stop)
+    else:
+        raise NodeError(f"no role {name!r}: it is listen, work, deliver, sweep or answer")
+
+
+@app.command()
+def listen(context: typer.Context) -> None:
+    """Service: receive images (C-STORE, C-ECHO)."""
+    _serve("listen", context)
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, cuda or cuda:N; once for each process. Default: the setting.", show_default=False),
+    ] = None,
+) -> None:
+    """Service: screen what waits; a Celery worker with one process a device."""
+    from dicom_node import roles, service
+
+    settings = context.obj.settings
+    service.worker(settings, context.obj.config, device or (settings.device,), roles.stop_on_signal())
+
+
+@app.command()
+def deliver(context: typer.Context) -> None:
+    """Service: send results to the destinations."""
+    _serve("deliver", context)
+
+
+@app.command()
+def sweep(context: typer.Context) -> None:
+    """Service: give back what is stuck, and ring for what waits without a bell."""
+    _serve("sweep", context)
+
+
+def _serve(name: str, context: typer.Context) -> None:
+    from dicom_node import roles, service
+
+    getattr(service, name)(context.obj.settings, roles.stop_on_signal())
+
+
+@app.command()
+def health(context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep")]) -> None:
+    """Say whether this machine's process of that name lives: exit status 0 or 1 (for container health checks)."""
+    from dicom_node import watch
+    from dicom_node.pacs import Pacs
+
+    settings: Settings = context.obj.settings
+    try:
+        if name == "listen":
+            Pacs.of_this_node(settings).echo()
+            typer.echo(f"listen: {settings.ae_title} answers on port {settings.port}")
+        else:
+            typer.echo(watch.check(settings.health_dir, name))
+    except NodeError as error:
+        typer.echo(f"dicom-node: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Examine settings, database, broker, archive, bundle, device, clock and peers: exit status 1 for a failure."""
+    from dicom_node import doctor as examiner
+
+    if not examiner.report(context.obj.settings, as_json=as_json, config=context.obj.config):
+        raise typer.Exit(1)
+
+
+_database = typer.Typer(no_args_is_help=True, help="The ledger's database.")
+_bundle = typer.Typer(no_args_is_help=True, help="The bundle of networks that images are screened by.")
+app.add_typer(_database, name="db")
+app.add_typer(_bundle, name="bundle")
+
+
+@_database.command("upgrade")
+def upgrade_database(context: typer.Context) -> None:
+    """Bring the ledger to this version's schema; a new ledger also gets the settings' bundle. The node may run on."""
+    from dicom_node.upgrade import upgrade
+
+    upgrade(context.obj.settings)
+
+
+@_bundle.command("use")
+def use_bundle(context: typer.Context) -> None:
+    """Screen by the settings' bundle from now on; workers that have another one are refused."""
+    from dicom_node import upgrade
+
+    upgrade.use_bundle(context.obj.settings)
 
 
 @app.command()

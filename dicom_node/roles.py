@@ -1,4 +1,4 @@
-"""The processes of the embedded node: what each child of `dicom-node up` does until it is told to stop.
+"""What each process of the node does until it is told to stop: embedded (`dicom-node up`) and as a service.
 
 Each role announces itself with one line on its standard output when it is ready; everything else goes to the log.
 """
@@ -20,9 +20,13 @@ from dicom_node.domain import NodeError, invariant_holds, place_of
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from dicom_node.outbox import Outbox
+from dicom_node.watch import IDLE_S, Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from dicom_node.config import Settings
+    from dicom_node.domain import Purpose
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +66,28 @@ def stop_on_signal() -> threading.Event:
     return stop
 
 
-def listen(settings: Settings) -> None:
+def listen(settings: Settings, stop: threading.Event) -> None:
     """Receive until told to stop."""
-    stop = stop_on_signal()
-    listener = Listener(settings, Archive(settings.archive_dir), Ledger(Database(settings.database_dsn)))
+    listener = start_listener(settings, Ledger(Database(settings.database_dsn)))
+    announce_ready()
+    stop.wait()
+    listener.stop()
+
+
+def start_listener(
+    settings: Settings,
+    ledger: Ledger,
+    ring: Callable[[], None] | None = None,
+    accepting: threading.Event | None = None,
+) -> Listener:
+    """A listener that answers on the node's port.
+
+    Raises
+    ------
+    StartError
+        Where the port cannot be had.
+    """
+    listener = Listener(settings, Archive(settings.archive_dir), ledger, ring, accepting)
     try:
         listener.start()
     except OSError as error:
@@ -73,43 +95,92 @@ def listen(settings: Settings) -> None:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set host or port"
         ) from error
     log.info("listening as %s on %s:%d", settings.ae_title, settings.host, settings.port)
-    announce_ready()
-    stop.wait()
-    listener.stop()
+    return listener
 
 
-def deliver(settings: Settings) -> None:
+def deliver(settings: Settings, stop: threading.Event) -> None:
     """Send what is due until told to stop."""
-    stop = stop_on_signal()
     database = Database(settings.database_dsn)
     outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
     archive = Archive(settings.archive_dir)
-    outbox.recover()
+    watch = Watch(settings.health_dir, "deliver", settings.step_timeout_s)
     announce_ready()
+    fault = Fault("delivery")
     while not stop.is_set():
+        watch.step()
         try:
-            busy = deliver_due(outbox, archive, settings)
+            busy = deliver_due(outbox, archive, settings, on_step=watch.step)
         except Exception as error:
-            log.warning("delivery pauses: %s", place_of(error))
+            fault.tell(error)
+            watch.rest()
             stop.wait(_PAUSE_AFTER_FAULT_S)
             continue
+        fault.over()
         if not busy:
+            watch.rest()
             stop.wait(_OUTBOX_POLL_S)
+    watch.close()
 
 
-def sweep(settings: Settings) -> None:
-    """Every `sweep_s` seconds: give back the claims whose lease ran out, and check the invariant."""
-    stop = stop_on_signal()
+def sweep(
+    settings: Settings, stop: threading.Event, top_up: Callable[[Mapping[Purpose, int]], int] | None = None
+) -> None:
+    """Every `sweep_s` seconds: give back the claims whose lease ran out, ring for what waits, check the invariant.
+
+    `top_up` takes how many screenings wait, by purpose, and says how often it rang.
+    """
     database = Database(settings.database_dsn)
     claims, ledger = Claims(database), Ledger(database)
+    watch = Watch(settings.health_dir, "sweep", settings.step_timeout_s)
     announce_ready()
+    faults = Fault("sweep"), Fault("ringing")
     while not stop.is_set():
+        watch.step()
         try:
             expired = claims.expire_leases(settings.max_attempts)
             if expired:
                 log.warning("gave back %d screenings whose lease ran out", expired)
             if not invariant_holds(ledger.counts()):
                 log.error("the invariant does not hold: see `dicom-node status`")
+            waiting = claims.waiting() if top_up else {}
         except Exception as error:
-            log.warning("sweep pauses: %s", place_of(error))
+            faults[0].tell(error)
+        else:
+            faults[0].over()
+            if top_up:
+                _ring(top_up, waiting, faults[1])
+        watch.rest(settings.sweep_s + IDLE_S)
         stop.wait(settings.sweep_s)
+    watch.close()
+
+
+def _ring(top_up: Callable[[Mapping[Purpose, int]], int], waiting: Mapping[Purpose, int], fault: Fault) -> None:
+    try:
+        rung = top_up(waiting)
+    except NodeError as error:
+        fault.tell(error)
+    else:
+        fault.over()
+        if rung:
+            log.info("rang %d times for screenings that wait without a bell", rung)
+
+
+class Fault:
+    """Says once that something pauses, and once that it goes on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._told: str | None = None
+
+    def tell(self, error: Exception) -> None:
+        """The log says why, unless it said the same the last time."""
+        told = str(error) if isinstance(error, NodeError) else place_of(error)
+        if told != self._told:
+            log.warning("%s pauses: %s", self._what, told)
+        self._told = told
+
+    def over(self) -> None:
+        """The log says that it goes on, where it had said that it does not."""
+        if self._told is not None:
+            log.info("%s goes on", self._what)
+        self._told = None

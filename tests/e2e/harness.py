@@ -3,15 +3,18 @@
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 from pydicom import dcmread
 
+from dicom_node.config import load
 from dicom_node.database import Database
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.ledger import Ledger
@@ -51,6 +54,7 @@ class Node:
             "port": self.port,
             "database_url": f"sqlite:///{folder / 'ledger.sqlite'}",
             "archive_dir": str(self.archive),
+            "health_dir": str(folder / "health"),
             **settings,
         }
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
@@ -64,7 +68,7 @@ class Node:
     @property
     def database(self):
         if self._database is None:
-            self._database = Database(f"sqlite:///{self.folder / 'ledger.sqlite'}")
+            self._database = Database(load(self.config).database_dsn)
         return self._database
 
     @property
@@ -133,6 +137,98 @@ class Node:
             return summary if summary and summary.state in ("delivered", "withheld", "declined", "failed") else None
 
         return wait_until(ended, timeout_s=timeout_s, what=f"the end of {uid}")
+
+
+class Service(Node):
+    """The same node as separate processes, two workers among them, on a real PostgreSQL and a real Redis."""
+
+    ROLES = ("listen", "worker", "worker", "deliver", "sweep")
+
+    def __init__(self, folder, postgres, redis, *peers, **settings):
+        self._postgres = postgres
+        self._name = f"cxr_{secrets.token_hex(6)}"
+        postgres.create_database(self._name)
+        with redis.client() as client:
+            client.flushall()  # of the node before
+        super().__init__(
+            folder,
+            *peers,
+            **{
+                "database_url": postgres.url(self._name),
+                "database_password": postgres.password,
+                "broker_url": redis.url,
+                "broker_password": redis.password,
+                "threads": 1,
+            }
+            | settings,
+        )
+        self.run("db", "upgrade", check=True)
+        self.processes = []
+        self.log = SimpleNamespace(read_text=lambda: self.logs)
+
+    def start(self, roles=ROLES):
+        """Every process says that it is ready, one after the other; `process` is the last."""
+        for role in roles:
+            self.start_one(role)
+        return self
+
+    def start_one(self, role, *, wait=True):
+        """One more process of a role; its index in `processes`."""
+        log = self.folder / f"{role}-{len(self.processes)}.log"
+        with log.open("w") as output:
+            self.process = subprocess.Popen(self.command(role), stdout=output, stderr=subprocess.STDOUT)
+        self.processes.append((role, self.process, log))
+        if wait:
+            self.await_ready(len(self.processes) - 1)
+        return len(self.processes) - 1
+
+    def await_ready(self, index):
+        role, process, log = self.processes[index]
+        wait_until(
+            lambda: "ready" in log.read_text().splitlines() or process.poll() is not None, timeout_s=120, what=role
+        )
+        assert process.poll() is None, log.read_text()[-2000:]
+
+    def stop_one(self, role):
+        process = self.living(role)[0]
+        process.terminate()
+        assert process.wait(60) == 0
+
+    @property
+    def logs(self):
+        return "".join(log.read_text() for _, _, log in self.processes)
+
+    def living(self, role):
+        """The processes of a role that run."""
+        return [process for name, process, _ in self.processes if name == role and process.poll() is None]
+
+    def worker_children(self):
+        """Process ids of the workers' own processes, which hold the weights."""
+        parents = {process.pid for process in self.living("worker")}
+        return [pid for parent, pid in _roles() if parent in parents]
+
+    def children(self):
+        """Process ids by role, as of the embedded node."""
+        found = {role: self.living(role)[0].pid for role in ("listen", "deliver", "sweep") if self.living(role)}
+        return found | {"work": self.worker_children()[0]}
+
+    def stop(self):
+        running = [process for _, process, _ in self.processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(60)
+        super().stop()
+        self._postgres.drop_database(self._name)
+
+
+def _roles():
+    """Parent and process id of every child of a node's process."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if "role" in (folder / "cmdline").read_bytes().decode().split("\0"):
+                    yield int((folder / "stat").read_text().rpartition(")")[2].split()[1]), int(folder.name)
 
 
 def destination(pacs, **changed):

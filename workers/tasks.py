@@ -1,0 +1,109 @@
+"""The worker as a Celery consumer: one solo process a device, and the one task, which answers a bell.
+
+Solo, because a process that has touched CUDA must not fork: the task runs in the process that loaded the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps
+from celery.worker import state
+
+from dicom_node.archive import Archive
+from dicom_node.claims import Claims
+from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, celery_app
+from dicom_node.domain import BundleError
+from dicom_node.ledger import Ledger, ReleaseError
+from dicom_node.roles import announce_ready
+from dicom_node.service import joined
+from dicom_node.watch import IDLE_S, Watch
+from workers.ensemble import DeviceError
+from workers.loop import WORKER, load_ensemble
+from workers.screening import Screener
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from dicom_node.config import Settings
+
+log = logging.getLogger(__name__)
+
+_FAULT = 1  # exit status
+_SIGNS_IN_TIME = 6
+
+
+def answer_bells(settings: Settings, stop: threading.Event) -> None:
+    """Screen a batch for each bell until told to stop; the screening at hand is finished first.
+
+    Raises
+    ------
+    BundleError
+        Where the bundle or its device cannot be used.
+    ReleaseError
+        Where the ledger asks for another bundle.
+    SystemExit
+        Where the process cannot go on; a new one can.
+    """
+    ensemble = load_ensemble(settings)
+    with joined(settings, stop, needs_broker=True) as database:
+        if database is None:
+            return
+        Ledger(database).expect_release(ensemble.manifest)
+        watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
+        screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, settings, watch.step)
+        app = celery_app(settings.broker_dsn)
+        _register(app, screener, watch)
+        worker = app.WorkController(
+            pool_cls="solo",
+            hostname=f"worker@{socket.gethostname()}",
+            queues=[LIVE, RETROSPECTIVE],
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            ready_callback=lambda _: announce_ready(),
+        )
+        threading.Thread(target=_stop_with, args=(stop,), daemon=True).start()
+        worker.start()
+        watch.close()
+        if worker.exitcode:
+            raise SystemExit(worker.exitcode)
+
+
+def _register(app: Celery, screener: Screener, watch: Watch) -> None:
+    @app.task(name=BELL)  # type: ignore[untyped-decorator]
+    def bell() -> None:
+        try:
+            screener.screen_next(lambda: state.should_stop is not None)
+        except (DeviceError, BundleError, ReleaseError, MemoryError) as error:
+            log.error("the worker ends: %s", error or type(error).__name__)  # noqa: TRY400
+            state.should_stop = _FAULT
+        finally:
+            watch.rest()
+
+    class Pulse(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Signs of life from the event loop, while it is connected: the watchdog ends one that hangs."""
+
+        requires = ("celery.worker.consumer.tasks:Tasks",)
+
+        def start(self, consumer: Any) -> None:
+            log.info("answering bells")
+            consumer.timer.call_repeatedly(IDLE_S / _SIGNS_IN_TIME, watch.step)
+            watch.rest()
+
+        def stop(self, consumer: Any) -> None:
+            if state.should_stop is None:
+                log.warning("the broker does not answer; waiting for it")
+            watch.rest()
+
+    app.steps["consumer"].add(Pulse)
+
+
+def _stop_with(stop: threading.Event) -> None:
+    """Celery's loop looks at this flag between two tasks, and at least once a second."""
+    stop.wait()
+    if state.should_stop is None:
+        state.should_stop = 0
