@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Select, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 
 from dicom_node.bundle import Manifest
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Prediction, Purpose, State
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
     from dicom_node.database import Database
     from dicom_node.domain import DeclineReason, NodeError
 
-_CLAIMABLE = (State.WAITING, State.PREDICTED)
+_CLAIMABLE = (State.PREDICTED, State.WAITING)  # what was begun goes first
 _HELD = (State.CLAIMED, State.PREDICTED)
 _RELEASED: dict[str, Any] = {"lease_expires_at": None, "worker": None}
 
@@ -94,23 +96,31 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def explain(self, error: SQLAlchemyError) -> NodeError:
+        """What an error of the database means, in one line that holds no row."""
+        return self._database.explain(error)
+
     def claim(self, worker: str, lease_s: float) -> Claim | None:
         """The oldest screening that waits for a worker, live ones first, leased to `worker`; None where none waits."""
         return next(iter(self.claim_batch(worker, lease_s, 1)), None)
 
     def claim_batch(self, worker: str, lease_s: float, limit: int) -> list[Claim]:
         """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`."""
-        waiting = (
-            select(ScreeningRow.id)
-            .where(*_is_due())
-            .order_by(case((ScreeningRow.purpose == Purpose.LIVE, 0), else_=1), ScreeningRow.id)
-            .limit(limit)
-        )
         with self._database.read() as session:
-            if session.scalar(waiting.limit(1)) is None:
+            if session.scalar(select(ScreeningRow.id).where(*_is_due()).limit(1)) is None:
                 return []
+        keys: list[int] = []
         with self._database.write() as session:
-            keys = session.scalars(waiting.with_for_update(skip_locked=True)).all()
+            for purpose, state in product(Purpose, _CLAIMABLE):  # one at a time: so an index gives the order
+                if len(keys) < limit:
+                    waiting = (
+                        select(ScreeningRow.id)
+                        .where(ScreeningRow.state == state, ScreeningRow.purpose == purpose, *_is_due())
+                        .order_by(ScreeningRow.id)
+                        .limit(limit - len(keys))
+                        .with_for_update(skip_locked=True)
+                    )
+                    keys += session.scalars(waiting)
             return [self._take(session, key, worker, lease_s) for key in keys]
 
     @staticmethod

@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 class Purpose(StrEnum):
-    """Why an instance is screened; each purpose has its own screening and its own state."""
+    """Why an instance is screened, the most urgent first; each purpose has its own screening and its own state."""
 
     LIVE = "live"
     SHADOW = "shadow"

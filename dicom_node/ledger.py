@@ -37,6 +37,7 @@ from dicom_node.tables import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
@@ -87,6 +88,10 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def explain(self, error: SQLAlchemyError) -> NodeError:
+        """What an error of the database means, in one line that holds no row."""
+        return self._database.explain(error)
 
     def activate_release(self, manifest: Manifest) -> None:
         """New instances are screened by this release, and so are those that no worker has claimed yet.

@@ -151,8 +151,7 @@ class Listener:
             log.warning("refused %s with 0x%04X: %s", _shown(sop_instance_uid), error.status, error)
             return _status(error.status, str(error))
         except (OSError, SQLAlchemyError, NodeError) as error:
-            # The text of a database error holds its parameters, so only its type is told.
-            told = str(error) if isinstance(error, NodeError) else type(error).__name__
+            told = str(self._ledger.explain(error) if isinstance(error, SQLAlchemyError) else error)
             log.error("cannot keep %s: %s", _shown(sop_instance_uid), told)  # noqa: TRY400
             return _status(OUT_OF_RESOURCES, "the node cannot keep the object now; send it again later")
         except Exception as error:

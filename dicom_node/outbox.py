@@ -73,29 +73,33 @@ class Outbox:
             if session.scalar(first) is None:
                 return []
         with self._database.write(alone="outbox") as session:  # or two would find the same destination free
-            rows = session.scalars(
-                select(DeliveryRow)
+            rows = session.execute(
+                select(DeliveryRow, ObjectRow)
+                .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
                 .where(*due, DeliveryRow.destination == session.scalar(first))
                 .order_by(DeliveryRow.id)
                 .limit(limit)
-                .with_for_update(skip_locked=True)
-            ).all()
-            parcels = []
-            for row in rows:
-                row.holder = holder
-                row.lease_expires_at = db_now(lease_s)
-                produced = session.get_one(ObjectRow, row.object_id)
-                parcels.append(
-                    Parcel(
-                        delivery_id=row.id,
-                        holder=holder,
-                        destination=row.destination,
-                        path=produced.path,
-                        sop_class_uid=produced.sop_class_uid or "",
-                        sop_instance_uid=produced.sop_instance_uid or "",
-                        tries=row.tries,
-                    )
+                .with_for_update(of=DeliveryRow, skip_locked=True)
+            ).tuples()
+            parcels = [
+                Parcel(
+                    delivery_id=row.id,
+                    holder=holder,
+                    destination=row.destination,
+                    path=produced.path,
+                    sop_class_uid=produced.sop_class_uid or "",
+                    sop_instance_uid=produced.sop_instance_uid or "",
+                    tries=row.tries,
                 )
+                for row, produced in rows
+            ]
+            keys = [parcel.delivery_id for parcel in parcels]
+            session.execute(
+                update(DeliveryRow)
+                .where(DeliveryRow.id.in_(keys))
+                .values(holder=holder, lease_expires_at=db_now(lease_s))
+                .execution_options(synchronize_session=False)
+            )
             return parcels
 
     def sent(self, parcel: Parcel, status: int) -> None:

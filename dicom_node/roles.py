@@ -12,6 +12,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.database import Database
@@ -111,7 +113,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
         try:
             busy = deliver_due(outbox, archive, settings, on_step=watch.step)
         except Exception as error:
-            fault.tell(error)
+            fault.tell(_explained(error, database))
             watch.rest()
             stop.wait(_PAUSE_AFTER_FAULT_S)
             continue
@@ -144,7 +146,7 @@ def sweep(
                 log.error("the invariant does not hold: see `dicom-node status`")
             waiting = claims.waiting() if top_up else {}
         except Exception as error:
-            faults[0].tell(error)
+            faults[0].tell(_explained(error, database))
         else:
             faults[0].over()
             if top_up:
@@ -163,6 +165,11 @@ def _ring(top_up: Callable[[Mapping[Purpose, int]], int], waiting: Mapping[Purpo
         fault.over()
         if rung:
             log.info("rang %d times for screenings that wait without a bell", rung)
+
+
+def _explained(error: Exception, database: Database) -> Exception:
+    """An error of the database as one line that says what it means."""
+    return database.explain(error) if isinstance(error, SQLAlchemyError) else error
 
 
 class Fault:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _END_MARGIN_S = 5.0
+_RELEASE_LOOKS, _RELEASE_PAUSE_S = 10, 0.5
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = Fa
     ------
     AlreadyRunningError
         Where an embedded node has the archive.
-    SchemaError, ForeignArchiveError, BrokerError
+    SchemaError, ReleaseError, ForeignArchiveError, BrokerError
         Where it does not belong here; the message says what to do.
     """
     _expect_broker(settings)
@@ -51,8 +52,12 @@ def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = Fa
 def _belongs(settings: Settings, database: Database, stop: threading.Event, *, needs_broker: bool) -> bool:
     if not database.await_ready(stop):
         return False
-    ledger_id = database.ledger_id()
-    Archive(settings.archive_dir).belongs_to(ledger_id, has_files=Ledger(database).has_files())
+    ledger, ledger_id = Ledger(database), database.ledger_id()
+    for _ in range(_RELEASE_LOOKS):  # the upgrade that made the tables may be about to name a release
+        if ledger.active_manifest() is None:
+            stop.wait(_RELEASE_PAUSE_S)
+    ledger.expect_any_release()
+    Archive(settings.archive_dir).belongs_to(ledger_id, has_files=ledger.has_files())
     if needs_broker:
         return await_broker(settings.broker_dsn, ledger_id, stop)
     try:
@@ -81,7 +86,6 @@ def listen(settings: Settings, stop: threading.Event) -> None:
         listener = roles.start_listener(settings, ledger, ringer.ring, accepting)
         try:
             if _belongs(settings, database, stop, needs_broker=False):
-                ledger.expect_any_release()
                 accepting.set()
                 roles.announce_ready()
                 stop.wait()

@@ -106,7 +106,7 @@ class Screener:
                 self.screen(batch, stopping)
         except (SQLAlchemyError, OSError, UnreachableError) as error:
             named = f" at screening {batch[0].screening_id}" if batch else ""
-            log.warning("the worker pauses%s: %s", named, _told(error))
+            log.warning("the worker pauses%s: %s", named, self._told(error))
             time.sleep(_PAUSE_AFTER_FAULT_S)
         return len(batch)
 
@@ -136,6 +136,12 @@ class Screener:
             raise
         finally:
             self._give_back(held, detail, pause_s)
+
+    def _told(self, error: Exception) -> str:
+        """An error without a text that may hold a row."""
+        if isinstance(error, SQLAlchemyError):
+            return str(self._claims.explain(error))
+        return (isinstance(error, OSError) and error.strerror) or str(error)
 
     def _renew(self, held: Mapping[int, Claim]) -> None:
         for claim in list(held.values()):
@@ -245,13 +251,6 @@ class Screener:
         ]
         self._claims.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
         log.info("screening %d reported", claim.screening_id)
-
-
-def _told(error: Exception) -> str:
-    """An error without a text that may hold a row."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) if isinstance(error, NodeError) else type(error).__name__
 
 
 def _bytes(archive: Archive, path: str) -> bytes:

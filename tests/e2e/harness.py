@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -242,7 +243,7 @@ def destination(pacs, **changed):
 
 
 def dcmsend(port, *paths, called="CXRSCREEN"):
-    """DCMTK sends the files; returns its exit status and output."""
+    """DCMTK sends the files; returns 0 where every one was answered Success or a warning, and the output."""
     done = subprocess.run(
         ["dcmsend", "-v", "-aec", called, "127.0.0.1", str(port), *map(str, paths)],
         capture_output=True,
@@ -251,7 +252,9 @@ def dcmsend(port, *paths, called="CXRSCREEN"):
         env=os.environ | {"TCP_NODELAY": "1"},
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    output = done.stdout + done.stderr
+    refused = re.search(r"with status (?!SUCCESS|WARNING)", output) is not None  # its own exit status is 0 then
+    return done.returncode or int(refused), output
 
 
 def instances(pacs: OrthancPacs, study_uid):

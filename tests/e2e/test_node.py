@@ -139,6 +139,7 @@ def test_a_sop_class_that_is_not_served_is_not_accepted(node):
 )
 def test_what_is_no_frontal_chest_x_ray_is_declined_with_its_reason(node, orthanc, tmp_path, reason, change):
     ds = phantom_dataset(1, fresh_uids=True)
+    change = dict(change)
     if change.pop("constant", False):
         ds.PixelData = bytes(len(ds.PixelData))
     for keyword, value in change.items():

@@ -137,7 +137,7 @@ def test_servers_that_are_down_at_the_start_are_waited_for(orthanc, tmp_path):
             redis.kill()
             for role in Service.ROLES:
                 service.start_one(role, wait=False)
-            wait_until(lambda: "a700" in dcmsend(service.port, path)[1].lower(), poll_s=0.2, what="a listener")
+            wait_until(lambda: "OutOfResources" in dcmsend(service.port, path)[1], poll_s=0.2, what="a listener")
             wait_until(lambda: service.logs.count("waiting for it") >= 4, what="four lines that say so")
             postgres.start()
             wait_until(lambda: dcmsend(service.port, path)[0] == 0, poll_s=0.2, what="Success")

@@ -9,11 +9,12 @@ import typer.main
 from pydantic import SecretStr
 
 from dicom_node.cli import app
-from dicom_node.config import Settings
+from dicom_node.config import Settings, load
 from dicom_node.domain import DeclineReason
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 
 
 def shown(value):
@@ -47,6 +48,59 @@ def test_every_command_in_the_readme_exists():
     assert named <= set(commands)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) <= targets
+
+
+def invocations(text):
+    """The arguments of every `dicom-node ...` in a code block or between backticks, a loop's `$role` as each role."""
+    for line in re.findall(r"dicom-node ((?:--config|db|bundle|doctor|health|status|up|listen|worker)[^`\n|]*)", text):
+        words = re.sub(r">>.*|%i.*", "", line).split()
+        for role in ("listen", "worker", "deliver", "sweep") if "$role" in words else ("",):
+            yield [role if word == "$role" else word for word in words]
+
+
+def test_every_command_in_the_deployment_document_exists_with_its_options():
+    found = list(invocations(DEPLOYMENT))
+    assert ["db", "upgrade"] in [words[2:] for words in found]
+    for words in found:
+        command, rest = typer.main.get_command(app), list(words)
+        while rest:
+            word = rest.pop(0)
+            if word.startswith("--"):
+                options = {name: option for option in command.params for name in option.opts}
+                assert word in options, words
+                if not options[word].is_flag:
+                    rest.pop(0)
+            elif hasattr(command, "commands"):
+                assert word in command.commands, words
+                command = command.commands[word]
+            else:
+                assert any(parameter.param_type_name == "argument" for parameter in command.params), words
+
+
+def test_the_settings_in_the_deployment_document_load(tmp_path, monkeypatch):
+    (toml,) = re.findall(r"node\.toml <<'END'\n(.*?)^END$", DEPLOYMENT, re.MULTILINE | re.DOTALL)
+    (tmp_path / "node.toml").write_text(toml)
+    (variables,) = re.findall(r"environment <<'END'\n(.*?)^END$", DEPLOYMENT, re.MULTILINE | re.DOTALL)
+    for line in variables.split():
+        variable, _, value = line.partition("=")
+        if variable.startswith("DICOM_NODE_"):
+            file = tmp_path / Path(value).name
+            file.write_text("secret\n")
+            monkeypatch.setenv(variable, str(file))
+    settings = load(tmp_path / "node.toml")
+    assert settings.database_dsn == "postgresql://cxr:secret@127.0.0.1:5432/cxr"
+    assert settings.broker_dsn == "redis://:secret@127.0.0.1:6379/0"
+    assert [peer.name for peer in settings.destinations] == ["pacs"]
+
+
+def test_what_the_deployment_document_tells_the_pacs_is_what_its_settings_say():
+    (keys,) = re.findall(r"^```json\n(.*?)^```", DEPLOYMENT, re.MULTILINE | re.DOTALL)
+    ((alias, (ae_title, host, port)),) = json.loads(keys)["DicomModalities"].items()
+    rules = re.findall(r"^```lua\n(.*?)^```", DEPLOYMENT, re.MULTILINE | re.DOTALL)
+    assert len(rules) == 2
+    assert all(f"'/modalities/{alias}/store'" in rule for rule in rules)
+    assert (ae_title, port) == (Settings().ae_title, Settings().port)
+    assert f"echoscu -aec {ae_title} {host} {port}" in DEPLOYMENT
 
 
 @pytest.mark.parametrize("document", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=str)
