@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, func, select
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -277,6 +277,22 @@ class Database:
                 before, began = time.time(), time.monotonic()
                 there = session.scalars(select(db_now())).one()
                 return there.timestamp() - before - (time.monotonic() - began) / 2
+        except SQLAlchemyError as error:
+            raise self.explain(error) from error
+
+    def unsafe_settings(self) -> list[str]:
+        """The server's settings with which a commit may not outlive a power cut; none in good order.
+
+        Raises
+        ------
+        SchemaError, UnreachableError
+            Where it cannot be asked.
+        """
+        if self.embedded:  # its own are set with every connection
+            return []
+        try:
+            with self.read() as session:
+                return list(session.scalars(text(postgres.UNSAFE_SETTINGS)))
         except SQLAlchemyError as error:
             raise self.explain(error) from error
 

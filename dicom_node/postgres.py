@@ -47,6 +47,10 @@ _LASTING = (
 # Classes and codes of SQLSTATE that a server in good health does not know a moment later (PostgreSQL, appendix A).
 _PASSING = ("08", "40", "53", "55P03", "57", "25006")
 LOCK_NOT_AVAILABLE = "55P03"
+UNSAFE_SETTINGS = (
+    "SELECT name FROM pg_settings WHERE setting = 'off' "
+    "AND name IN ('fsync', 'full_page_writes', 'synchronous_commit') ORDER BY name"
+)
 
 
 def with_driver(url: URL) -> URL:

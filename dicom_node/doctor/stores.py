@@ -60,11 +60,18 @@ class Stores:
                     )
                     return
             database.clock_offset_s()
+            unsafe = database.unsafe_settings()
         except NodeError as error:
             yield failure_of("database", error, "is database_url right?")
             return
         self._database = database
         yield ok("database", f"{database.place} answers")
+        if unsafe:
+            yield warning(
+                "database",
+                f"{', '.join(unsafe)} of {database.place} is off: a power cut may lose accepted images",
+                "turn it on in postgresql.conf",
+            )
 
     def schema(self) -> Iterator[Finding]:
         """Whether the migrations of this version were made."""

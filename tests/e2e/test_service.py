@@ -12,6 +12,7 @@ from sqlalchemy import select, text, update
 
 from dicom_node.bundle import find_bundle
 from dicom_node.demo.instances import phantom_dataset
+from dicom_node.demo.pacs import free_port
 from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, TransitionRow
 from tests.e2e.conftest import SHORT
 from tests.e2e.harness import Node, Service, dcmsend, destination, results, wait_until
@@ -213,24 +214,34 @@ def refused(service, role, told, **variables):
 
 
 @pytest.mark.parametrize("role", ["listen", "worker", "deliver", "sweep"])
-def test_each_service_refuses_by_name_what_waiting_cannot_cure(service, role, redis_server, postgres_server):
+def test_each_service_refuses_a_wrong_password_by_name(service, role):
     refused(service, role, "password", DICOM_NODE_DATABASE_PASSWORD="no")  # noqa: S106
     refused(service, role, "refuses the password", DICOM_NODE_BROKER_PASSWORD="no")  # noqa: S106
-    refused(service, role, "broker_url is not set", DICOM_NODE_BROKER_URL="", DICOM_NODE_BROKER_PASSWORD="")
+
+
+def test_what_waiting_cannot_cure_is_refused_by_name(service):
+    refused(service, "listen", "broker_url is not set", DICOM_NODE_BROKER_URL="", DICOM_NODE_BROKER_PASSWORD="")
     with service.database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    refused(service, role, "9999")
+    refused(service, "listen", "9999")
     with service.database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '0002'"))
-    with redis_server.client() as client:
-        client.set("cxr-dicom-node:ledger", "another")
-        refused(service, role, "serves a node with another database")
-        client.flushall()
-    marker = service.archive / "ledger.json"
-    mine = marker.read_text()
-    marker.write_text('{"ledger_id": "another"}')
-    refused(service, role, "belongs to ledger another")
-    marker.write_text(mine)
+
+
+def test_two_nodes_with_one_ae_title_and_different_databases_are_kept_apart(service, postgres_server, tmp_path):
+    """The second would take the first's archive, or its bells."""
+    service.start(["listen"])
+    name = "second_node"
+    postgres_server.create_database(name)
+    second = {"DICOM_NODE_DATABASE_URL": postgres_server.url(name), "DICOM_NODE_PORT": str(free_port())}
+    try:
+        service.run("db", "upgrade", check=True, env=os.environ | second)
+        refused(service, "listen", "the archive .* belongs to ledger", **second)
+        second["DICOM_NODE_ARCHIVE_DIR"] = str(tmp_path / "archive")
+        refused(service, "listen", "the broker .* serves a node with another database", **second)
+        refused(service, "deliver", "the broker .* serves a node with another database", **second)
+    finally:
+        postgres_server.drop_database(name)
 
 
 def test_a_worker_with_another_bundle_than_the_ledger_expects_is_refused_by_name(service, tmp_path):

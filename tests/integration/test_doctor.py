@@ -93,21 +93,25 @@ def common(folder, pacs):
 
 
 @pytest.fixture(scope="module")
-def service(postgres_server, redis_server, pacs, tmp_path_factory):
-    name = "doctor"
-    postgres_server.create_database(name)
+def durable(postgres_server):
+    """The tests' common server is not durable, and a doctor says so."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def service(durable, redis_server, pacs, tmp_path_factory):
     settings, end = install(
         common(tmp_path_factory.mktemp("service"), pacs)
         | {
-            "database_url": postgres_server.url(name),
-            "database_password": postgres_server.password,
+            "database_url": durable.url(),
+            "database_password": durable.password,
             "broker_url": redis_server.url,
             "broker_password": redis_server.password,
         }
     )
     yield settings
     end()
-    postgres_server.drop_database(name)
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +206,10 @@ def test_2_a_wrong_database_password(service):
 
 
 @pytest.mark.parametrize("revision", ["0001", None, "9999"])
-def test_3_a_schema_of_another_version(service, postgres_server, revision):
-    postgres_server.create_database("doctor_old")
+def test_3_a_schema_of_another_version(service, durable, revision):
+    durable.create_database("doctor_old")
     try:
-        settings = changed(service, database_url=postgres_server.url("doctor_old"))
+        settings = changed(service, database_url=durable.url("doctor_old"))
         if revision is not None:
             database = Database(settings.database_dsn)
             database.upgrade()
@@ -217,7 +221,7 @@ def test_3_a_schema_of_another_version(service, postgres_server, revision):
         if revision != "9999":
             assert "dicom-node db upgrade" in fault.remedy
     finally:
-        postgres_server.drop_database("doctor_old")
+        durable.drop_database("doctor_old")
 
 
 def test_4_a_broker_that_is_down(service):
@@ -419,3 +423,11 @@ def test_10_a_machine_whose_clock_is_off(service, tmp_path):
     for finding, whose in zip(faults, ("database", "broker"), strict=True):
         assert f"the {whose}'s clock is 10." in finding["what"] or f"the {whose}'s clock is 9.9" in finding["what"]
         assert "synchronise" in finding["remedy"]
+
+
+def test_a_database_that_a_power_cut_would_cost_images_is_warned_of(service, postgres_server, postgres_dsn):
+    settings = changed(service, database_url=postgres_dsn, database_password="")
+    warnings = [found for found in examined(settings) if found.check == "database" and found.level == "warning"]
+    (found,) = warnings
+    assert found.what.startswith("fsync, full_page_writes of ")
+    assert found.remedy == "turn it on in postgresql.conf"

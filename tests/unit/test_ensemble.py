@@ -254,6 +254,27 @@ def test_a_device_that_is_not_there_is_refused(original):
     refused(original, "cuda", device="cuda")
 
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, and torch sees no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_networks_and_batches_are_on_the_asked_device_and_answer_as_on_a_cpu(original, device):
+    ensemble, seen = Ensemble.load(original, device), set()
+
+    def look(_module, inputs):
+        seen.update(tensor.device.type for tensor in inputs)
+
+    for member in ensemble._members:
+        tensors = [*member.network.parameters(), *member.network.buffers()]
+        assert {tensor.device.type for tensor in tensors} == {device}
+        for module in member.network.modules():
+            module.register_forward_pre_hook(look)
+    found = ensemble.predict(pictures())
+    assert seen == {device}
+    for ours, theirs in zip(found, Ensemble.load(original).predict(pictures()), strict=True):
+        assert ours.targets[0].probability == pytest.approx(theirs.targets[0].probability, abs=1e-3)
+
+
 @pytest.mark.parametrize("device", ["abacus", "meta", "cuda:99"])
 def test_a_device_that_cannot_be_used_is_refused(original, device):
     refused(original, device, device=device)
