@@ -194,6 +194,13 @@ class Bells:
                 rung += short
         return rung
 
+    def hanging(self) -> int:
+        """How many bells no worker has taken yet; none where the broker does not answer."""
+        try:
+            return self._length(LIVE) + self._length(RETROSPECTIVE)
+        except BrokerError:
+            return 0
+
     def _length(self, queue: str) -> int:
         try:
             with self._app.connection_for_write() as connection:

@@ -15,17 +15,19 @@ from celery.worker import state
 
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
-from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, celery_app
+from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, Bells, celery_app
 from dicom_node.domain import BundleError
 from dicom_node.ledger import Ledger, ReleaseError
 from dicom_node.roles import announce_ready
 from dicom_node.service import joined
-from dicom_node.watch import IDLE_S, Watch
+from dicom_node.watch import Watch
 from workers.ensemble import DeviceError
 from workers.loop import WORKER, load_ensemble
 from workers.screening import Screener
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
     from dicom_node.config import Settings
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FAULT = 1  # exit status
-_SIGNS_IN_TIME = 6
+_PULSE_S = 2.5
+_DEAF_AFTER = 2  # pulses
 
 
 def answer_bells(settings: Settings, stop: threading.Event) -> None:
@@ -56,7 +59,8 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
         screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, settings, watch.step)
         app = celery_app(settings.broker_dsn)
-        _register(app, screener, watch)
+        bells = Bells(settings.broker_dsn)
+        _register(app, screener, watch, Ear(bells.hanging))
         worker = app.WorkController(
             pool_cls="solo",
             hostname=f"worker@{socket.gethostname()}",
@@ -73,9 +77,41 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
             raise SystemExit(worker.exitcode)
 
 
-def _register(app: Celery, screener: Screener, watch: Watch) -> None:
+class Ear:
+    """Finds out that bells hang in the broker and do not come through.
+
+    Celery 5.7 on Redis: an acknowledgement that fails with the connection is logged and forgotten, its message counts
+    against the prefetch limit for ever, and the worker fetches nothing any more, over a healthy new connection.
+    """
+
+    def __init__(self, hanging: Callable[[], int]) -> None:
+        self._hanging = hanging
+        self._heard = False
+        self._missed = 0
+
+    def hear(self) -> None:
+        """A bell came through."""
+        self._heard = True
+
+    def check(self) -> None:
+        """To be called every few seconds from the loop that takes bells.
+
+        Raises
+        ------
+        ConnectionResetError
+            Where bells hung there twice in a row, and none came through: only a new connection helps.
+        """
+        missed = not self._heard and self._hanging() > 0
+        self._heard, self._missed = False, self._missed + 1 if missed else 0
+        if self._missed >= _DEAF_AFTER:
+            self._missed = 0
+            raise ConnectionResetError("bells hang in the broker and do not come through")
+
+
+def _register(app: Celery, screener: Screener, watch: Watch, ear: Ear) -> None:
     @app.task(name=BELL)  # type: ignore[untyped-decorator]
     def bell() -> None:
+        ear.hear()
         try:
             screener.screen_next(lambda: state.should_stop is not None)
         except (DeviceError, BundleError, ReleaseError, MemoryError) as error:
@@ -91,12 +127,16 @@ def _register(app: Celery, screener: Screener, watch: Watch) -> None:
 
         def start(self, consumer: Any) -> None:
             log.info("answering bells")
-            consumer.timer.call_repeatedly(IDLE_S / _SIGNS_IN_TIME, watch.step)
+            consumer.timer.call_repeatedly(_PULSE_S, self._beat)
             watch.rest()
+
+        def _beat(self) -> None:
+            watch.step()
+            ear.check()
 
         def stop(self, consumer: Any) -> None:
             if state.should_stop is None:
-                log.warning("the broker does not answer; waiting for it")
+                log.warning("the broker is out of reach; waiting for it")
             watch.rest()
 
     app.steps["consumer"].add(Pulse)
