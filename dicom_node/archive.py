@@ -100,16 +100,27 @@ class Archive:
                     f"the archive {self._root} is empty, but the ledger has files in it: is it mounted? Mount or "
                     f'restore it; to go on without them, write {{"ledger_id": "{ledger_id}"}} to {self._root / OWNER}'
                 )
-            with contextlib.suppress(FileExistsError), (self._root / OWNER).open("x") as file:
-                file.write(json.dumps({"ledger_id": ledger_id}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(self._root)
+            self._take_for(ledger_id)
         if (owner := self.owner()) != ledger_id:
             raise ForeignArchiveError(
                 f"the archive {self._root} belongs to ledger {owner}, the database is ledger {ledger_id}: give each "
                 f"node an archive_dir and a database of its own; after a restore, delete {self._root / OWNER}"
             )
+
+    def _take_for(self, ledger_id: str) -> None:
+        """The first of several that do this at the same time has it, and nobody ever sees half a file."""
+        handle, temporary = tempfile.mkstemp(dir=self._incoming)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(json.dumps({"ledger_id": ledger_id}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, self._root / OWNER)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_folder(self._root)
 
     def clear_incoming(self) -> int:
         """Remove what a killed process had begun to write; only when nothing else writes. Returns the count."""

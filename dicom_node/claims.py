@@ -105,38 +105,54 @@ class Claims:
         return next(iter(self.claim_batch(worker, lease_s, 1)), None)
 
     def claim_batch(self, worker: str, lease_s: float, limit: int) -> list[Claim]:
-        """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`."""
+        """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`.
+
+        One that has failed before comes alone. A live one is screened by the release that is active now.
+        """
         with self._database.read() as session:
             if session.scalar(select(ScreeningRow.id).where(*_is_due()).limit(1)) is None:
                 return []
         keys: list[int] = []
         with self._database.write() as session:
             for purpose, state in product(Purpose, _CLAIMABLE):  # one at a time: so an index gives the order
-                if len(keys) < limit:
-                    waiting = (
-                        select(ScreeningRow.id)
-                        .where(ScreeningRow.state == state, ScreeningRow.purpose == purpose, *_is_due())
-                        .order_by(ScreeningRow.id)
-                        .limit(limit - len(keys))
-                        .with_for_update(skip_locked=True)
-                    )
-                    keys += session.scalars(waiting)
-            return [self._take(session, key, worker, lease_s) for key in keys]
+                waiting = (
+                    select(ScreeningRow.id, ScreeningRow.failures)
+                    .where(ScreeningRow.state == state, ScreeningRow.purpose == purpose, *_is_due())
+                    .order_by(ScreeningRow.id)
+                    .limit(limit - len(keys))
+                    .with_for_update(skip_locked=True)
+                )
+                for key, failures in session.execute(waiting).tuples():
+                    if failures and keys:  # what may take its worker down is held alone, or others would fall with it
+                        return self._take_all(session, keys, worker, lease_s)
+                    keys.append(key)
+                    if failures or len(keys) == limit:
+                        return self._take_all(session, keys, worker, lease_s)
+            return self._take_all(session, keys, worker, lease_s)
+
+    def _take_all(self, session: Session, keys: Sequence[int], worker: str, lease_s: float) -> list[Claim]:
+        active = session.scalar(select(ReleaseRow.id).filter_by(active=True))
+        return [self._take(session, key, worker, lease_s, active) for key in keys]
 
     @staticmethod
-    def _take(session: Session, screening_id: int, worker: str, lease_s: float) -> Claim:
+    def _take(session: Session, screening_id: int, worker: str, lease_s: float, active_release: int | None) -> Claim:
         screening = session.get_one(ScreeningRow, screening_id)
-        attempt = screening.attempt + 1
-        state = State.CLAIMED if screening.state == State.WAITING else State(screening.state)
-        if state != screening.state:
-            log_transition(session, screening.id, State(screening.state), state, attempt)
+        attempt, release_id = screening.attempt + 1, screening.release_id
+        state = State(screening.state)
+        if state is State.WAITING:
+            log_transition(session, screening.id, state, State.CLAIMED, attempt)
+            state = State.CLAIMED
+            if screening.purpose == Purpose.LIVE and active_release is not None:
+                release_id = active_release  # it may have been claimed when the release changed, and given back since
         session.execute(
             update(ScreeningRow)
             .where(ScreeningRow.id == screening.id, ScreeningRow.attempt == screening.attempt)
-            .values(state=state, attempt=attempt, worker=worker, lease_expires_at=db_now(lease_s))
+            .values(
+                state=state, attempt=attempt, release_id=release_id, worker=worker, lease_expires_at=db_now(lease_s)
+            )
         )
         instance = session.get_one(InstanceRow, screening.instance_id)
-        release = session.get_one(ReleaseRow, screening.release_id)
+        release = session.get_one(ReleaseRow, release_id)
         return Claim(
             screening_id=screening.id,
             attempt=attempt,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
@@ -193,9 +194,9 @@ def _refuse_unknown_variables() -> None:
         raise SettingsError(f"unknown setting in the environment: {', '.join(unknown)}; the README lists the settings")
 
 
-def _secrets() -> dict[str, str]:
+def _secrets() -> dict[str, Any]:
     """The settings whose values stand in files."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in Settings.model_fields:
         variable = PREFIX + name.upper()
         if (file := os.environ.get(variable + _FILE)) is None:
@@ -209,6 +210,11 @@ def _secrets() -> dict[str, str]:
             raise SettingsError(f"{variable}{_FILE} names {file}, which cannot be read: {told}") from error
         if not found[name]:
             raise SettingsError(f"{variable}{_FILE} names {file}, which is empty")
+        if get_origin(Settings.model_fields[name].annotation) is tuple:
+            try:
+                found[name] = json.loads(found[name])
+            except ValueError as error:
+                raise SettingsError(f"{variable}{_FILE} names {file}, which is not JSON") from error
     return found
 
 
@@ -220,5 +226,6 @@ def _one_line(error: ValidationError, config: Path | None) -> str:
         return f"wrong settings{source}: {first['msg']}"
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where}{source}; the README lists the settings"
-    shown = "" if where.endswith(("_url", "_password")) else f" (given: {str(first['input'])[:80]!r})"
+    secret = where.endswith(("_url", "_password")) or f"{PREFIX}{where.split('.')[0].upper()}{_FILE}" in os.environ
+    shown = "" if secret else f" (given: {str(first['input'])[:80]!r})"
     return f"wrong setting {where}{source} or in {PREFIX}{where.split('.')[0].upper()}: {first['msg']}{shown}"

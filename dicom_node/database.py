@@ -79,14 +79,20 @@ class Database:
         self.place = (self._parsed.database or "memory") if self.embedded else postgres.place(self._parsed)
         try:
             if self.embedded:
-                self.engine = create_engine(self._parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
+                self.engine = create_engine(
+                    self._parsed, connect_args={"timeout": _BUSY_TIMEOUT_S}, hide_parameters=True
+                )
                 _tune_sqlite(self.engine)
                 self._reading: Engine = self.engine
                 self._writing: Engine = self.engine.execution_options(write=True)
             else:
                 arguments = postgres.connect_arguments(self._parsed)
                 self.engine = create_engine(
-                    self._parsed, connect_args=arguments, isolation_level="READ COMMITTED", **postgres.POOL
+                    self._parsed,
+                    connect_args=arguments,
+                    isolation_level="READ COMMITTED",
+                    hide_parameters=True,  # of what was asked in vain: they may be a patient's
+                    **postgres.POOL,
                 )
                 # Said in the BEGIN itself: no further round trip.
                 self._reading = self.engine.execution_options(

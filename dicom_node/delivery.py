@@ -23,12 +23,16 @@ _BATCH = 32
 
 
 def deliver_due(
-    outbox: Outbox, archive: Archive, settings: Settings, on_step: Callable[[], None] = lambda: None
+    outbox: Outbox,
+    archive: Archive,
+    settings: Settings,
+    on_step: Callable[[], None] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> int:
     """What was due at one destination was tried once; returns how many objects that were, 0 where none is due.
 
-    `on_step` is called before each wait for the peer. Where this process dies, the objects are due again after
-    `settings.lease_s`.
+    `on_step` is called before each wait for the peer; once `stopping` says so, no further object is begun. Where this
+    process dies, the objects are due again after `settings.lease_s`.
     """
     parcels = outbox.claim(holder_name(), _BATCH, settings.lease_s)
     if not parcels:
@@ -42,20 +46,24 @@ def deliver_due(
         _none_sent(parcels, name, gone, outbox)
         return len(parcels)
     pacs = Pacs(peer, ae_title=settings.ae_title, timeout_s=settings.network_timeout_s)
-    open_parcels = list(parcels)
+    open_parcels, failed = list(parcels), None
     with kept_alive(lambda: outbox.renew(tuple(open_parcels), settings.lease_s), settings.lease_s) as lost:
         try:
             on_step()
             with pacs.store([parcel.sop_class_uid for parcel in parcels]) as sender:
-                while open_parcels and not lost.is_set():
+                while open_parcels and not lost.is_set() and not stopping():
                     on_step()
                     _send(open_parcels[0], sender, outbox, archive)
                     open_parcels.pop(0)
         except DeliveryError as error:
-            log.warning("delivery: %s%s", error, "; this needs a person" if error.permanent else "; it is tried again")
-            _none_sent(open_parcels, peer.name, error, outbox)
-    if lost.is_set() and open_parcels:
+            failed = error
+    if failed is not None:
+        log.warning("delivery: %s%s", failed, "; this needs a person" if failed.permanent else "; it is tried again")
+        _none_sent(open_parcels, peer.name, failed, outbox)
+    elif lost.is_set() and open_parcels:
         log.warning("delivery: another process has the objects for %s by now", peer.name)
+    elif open_parcels:
+        outbox.give_back(open_parcels)
     return len(parcels)
 
 

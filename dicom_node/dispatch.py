@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dicom_node.domain import NodeError, Purpose
+from dicom_node.domain import NodeError, Purpose, place_of
 
 try:
     import redis
@@ -33,6 +33,7 @@ BELL = "dicom_node.bell"
 
 _OWNER_KEY = "cxr-dicom-node:ledger"
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 3.0, 5.0
+_REDIS_PORT = 6379
 _PAUSE_AFTER_FAULT_S = 1.0
 _MOST_BELLS_AT_ONCE = 1000
 _FAULTS = (KombuError, redis.RedisError, OSError)
@@ -48,8 +49,11 @@ class BrokerError(NodeError):
         self.permanent = permanent
 
 
-def celery_app(broker_dsn: str) -> Celery:
-    """The Celery application; it connects when it is first used."""
+def celery_app(broker_dsn: str, *, answer_timeout_s: float | None = None) -> Celery:
+    """The Celery application; it connects when it is first used.
+
+    Who waits for bells sets no limit on an answer; who rings does.
+    """
     app = Celery("cxr-dicom-node", broker=broker_dsn, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -67,6 +71,7 @@ def celery_app(broker_dsn: str) -> Celery:
         broker_transport_options={
             "queue_order_strategy": "priority",  # `live` is asked first
             "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+            "socket_timeout": answer_timeout_s,
             "socket_keepalive": True,
         },
         worker_enable_remote_control=False,
@@ -127,7 +132,8 @@ def _ask(broker_dsn: str, claim_for: str | None) -> str | None:
             permanent=False,
         ) from error
     except redis.RedisError as error:
-        raise BrokerError(f"the broker {place} cannot be used: {error}", permanent=True) from error
+        full_or_read_only = isinstance(error, (redis.OutOfMemoryError, redis.ReadOnlyError)) or "MISCONF" in str(error)
+        raise BrokerError(f"the broker {place} cannot be used: {error}", permanent=not full_or_read_only) from error
 
 
 def await_broker(broker_dsn: str, ledger_id: str, stop: threading.Event, pause_s: float = 2.0) -> bool:
@@ -160,7 +166,7 @@ class Bells:
     """Rings from one thread, and says how many bells hang in a queue. Connects when first used."""
 
     def __init__(self, broker_dsn: str) -> None:
-        self._app = celery_app(broker_dsn)
+        self._app = celery_app(broker_dsn, answer_timeout_s=_ANSWER_TIMEOUT_S)
         self._place = _place(broker_dsn)
 
     def ring(self, queue: str, times: int = 1) -> None:
@@ -248,12 +254,14 @@ class Ringer:
                 self._changed.wait_for(lambda: self._due or self._closed)
                 due, self._due = min(self._due, _MOST_BELLS_AT_ONCE), 0
                 if not due:
+                    self._bells.close()
                     return
             try:
                 self._bells.ring(LIVE, due)
-            except BrokerError as error:
+            except Exception as error:  # this thread outlives everything: nobody would miss it but the images
                 if reachable:
-                    log.warning("%s; the sweep rings for what waits", error)
+                    told = error if isinstance(error, BrokerError) else place_of(error)
+                    log.warning("%s; the sweep rings for what waits", told)
                 reachable = False
                 time.sleep(_PAUSE_AFTER_FAULT_S)
             else:
@@ -265,6 +273,9 @@ class Ringer:
 def _place(broker_dsn: str) -> str:
     """Host, port and database number, without the password."""
     parts = urlsplit(broker_dsn)
-    if parts.scheme not in ("redis", "rediss", "redis+socket", "unix") or not (parts.hostname or parts.path):
-        raise BrokerError("broker_url cannot be used; an example: redis://127.0.0.1:6379/0", permanent=True)
-    return f"{parts.hostname or 'socket'}:{parts.port or 6379}{parts.path}"
+    try:
+        if parts.scheme in ("redis", "rediss") and parts.hostname and int(parts.path.strip("/") or 0) >= 0:
+            return f"{parts.hostname}:{parts.port or _REDIS_PORT}{parts.path}"
+    except ValueError:  # a port or a database that is no number
+        pass
+    raise BrokerError("broker_url cannot be used; an example: redis://127.0.0.1:6379/0", permanent=True)

@@ -10,7 +10,7 @@ import fcntl
 import json
 import logging
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dicom_node import supervisor
@@ -124,7 +124,8 @@ def locked(settings: Settings, *, alone: bool) -> Iterator[None]:
                     f"a node already runs on {place.parent}: {lock.read().strip() or 'it just started'}; "
                     "stop it first, or give this one its own archive_dir and database_url"
                 ) from None
-            lock.truncate(0)
-            lock.write(json.dumps({"pid": os.getpid(), "ae_title": settings.ae_title, "port": settings.port}))
-            lock.flush()
+            with suppress(OSError):  # a full disk; what it says is only for people
+                lock.truncate(0)
+                lock.write(json.dumps({"pid": os.getpid(), "ae_title": settings.ae_title, "port": settings.port}))
+                lock.flush()
         yield

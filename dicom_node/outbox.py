@@ -131,6 +131,15 @@ class Outbox:
             if closed:
                 self._log(session, parcel, error.status, str(error))
 
+    def give_back(self, parcels: Sequence[Parcel]) -> None:
+        """The parcels that are still the holder's are due again, untried."""
+        with self._database.write() as session:
+            for parcel in parcels:
+                _changes(
+                    session,
+                    update(DeliveryRow).where(DeliveryRow.id == parcel.delivery_id, *_held(parcel)).values(**_RELEASED),
+                )
+
     def renew(self, parcels: Sequence[Parcel], lease_s: float) -> None:
         """The caller holds the parcels for `lease_s` seconds from now, as far as they are still its own.
 

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from dicom_node.config import Peer
 from dicom_node.domain import DeliveryError
-from dicom_node.transport import no_delay
+from dicom_node.transport import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,7 +157,7 @@ class Pacs:
         peer = self._peer
         connected: list[Event] = []
         handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_CONN_OPEN, no_delay),
+            (evt.EVT_CONN_OPEN, bounded(self._timeout_s)),
             (evt.EVT_CONN_OPEN, connected.append),
         ]
         try:

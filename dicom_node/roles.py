@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -105,13 +106,14 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     database = Database(settings.database_dsn)
     outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
     archive = Archive(settings.archive_dir)
-    watch = Watch(settings.health_dir, "deliver", settings.step_timeout_s)
+    # One step may be to connect and to associate, or an answer and a release: each has its own limit on the network.
+    watch = Watch(settings.health_dir, "deliver", max(settings.step_timeout_s, 4 * settings.network_timeout_s))
     announce_ready()
     fault = Fault("delivery")
     while not stop.is_set():
         watch.step()
         try:
-            busy = deliver_due(outbox, archive, settings, on_step=watch.step)
+            busy = deliver_due(outbox, archive, settings, watch.step, stop.is_set)
         except Exception as error:
             fault.tell(_explained(error, database))
             watch.rest()
@@ -136,17 +138,18 @@ def sweep(
     watch = Watch(settings.health_dir, "sweep", settings.step_timeout_s)
     announce_ready()
     faults = Fault("sweep"), Fault("ringing")
+    expire_from = 0.0
     while not stop.is_set():
         watch.step()
         try:
-            expired = claims.expire_leases(settings.max_attempts)
-            if expired:
+            if time.monotonic() >= expire_from and (expired := claims.expire_leases(settings.max_attempts)):
                 log.warning("gave back %d screenings whose lease ran out", expired)
             if not invariant_holds(ledger.counts()):
                 log.error("the invariant does not hold: see `dicom-node status`")
             waiting = claims.waiting() if top_up else {}
         except Exception as error:
             faults[0].tell(_explained(error, database))
+            expire_from = time.monotonic() + settings.lease_s  # their holders could not renew them: they go first
         else:
             faults[0].over()
             if top_up:
@@ -159,7 +162,7 @@ def sweep(
 def _ring(top_up: Callable[[Mapping[Purpose, int]], int], waiting: Mapping[Purpose, int], fault: Fault) -> None:
     try:
         rung = top_up(waiting)
-    except NodeError as error:
+    except Exception as error:
         fault.tell(error)
     else:
         fault.over()

@@ -11,9 +11,11 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from dicom_node import roles, supervisor
 from dicom_node.archive import Archive
-from dicom_node.database import Database
+from dicom_node.database import Database, UnreachableError
 from dicom_node.dispatch import QUEUE_OF, Bells, BrokerError, Ringer, await_broker, check_broker
 from dicom_node.ledger import Ledger
 from dicom_node.node import locked
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from dicom_node.bundle import Manifest
     from dicom_node.config import Settings
     from dicom_node.domain import Purpose
 
@@ -29,13 +32,17 @@ log = logging.getLogger(__name__)
 
 _END_MARGIN_S = 5.0
 _RELEASE_LOOKS, _RELEASE_PAUSE_S = 10, 0.5
+_ARCHIVE_PAUSE_S = 1.0
 
 
 @contextmanager
-def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = False) -> Iterator[Database | None]:
+def joined(
+    settings: Settings, stop: threading.Event, *, needs_broker: bool = False, release: Manifest | None = None
+) -> Iterator[Database | None]:
     """The process belongs to the node while the block runs; None where `stop` was set while it waited.
 
     A process that does not need the broker starts without it; one that is another node's is refused all the same.
+    `release` is what a worker would screen by.
 
     Raises
     ------
@@ -46,19 +53,51 @@ def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = Fa
     """
     _expect_broker(settings)
     with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
-        yield database if _belongs(settings, database, stop, needs_broker=needs_broker) else None
+        belongs = _belongs(settings, database, stop, needs_broker=needs_broker, release=release)
+        yield database if belongs else None
 
 
-def _belongs(settings: Settings, database: Database, stop: threading.Event, *, needs_broker: bool) -> bool:
-    if not database.await_ready(stop):
+def _belongs(
+    settings: Settings,
+    database: Database,
+    stop: threading.Event,
+    *,
+    takes_archive: bool = False,
+    needs_broker: bool = False,
+    release: Manifest | None = None,
+) -> bool:
+    """Whether the process belongs to the node; False where `stop` was set first."""
+    while database.await_ready(stop):
+        try:
+            return (
+                _has_release(Ledger(database), release, stop)
+                and _has_broker(settings, database.ledger_id(), stop, needs_it=needs_broker)
+                and _has_archive(settings, database, stop, takes_it=takes_archive)
+            )
+        except SQLAlchemyError as error:
+            if (told := database.explain(error)).permanent:
+                raise told from error
+        except UnreachableError:  # lost again: it is waited for once more
+            continue
+    return False
+
+
+def _has_release(ledger: Ledger, release: Manifest | None, stop: threading.Event) -> bool:
+    """The upgrade that made the tables may be about to name a release: that is waited for, a little."""
+    for _ in range(_RELEASE_LOOKS):
+        if ledger.active_manifest() is not None or stop.wait(_RELEASE_PAUSE_S):
+            break
+    if stop.is_set():
         return False
-    ledger, ledger_id = Ledger(database), database.ledger_id()
-    for _ in range(_RELEASE_LOOKS):  # the upgrade that made the tables may be about to name a release
-        if ledger.active_manifest() is None:
-            stop.wait(_RELEASE_PAUSE_S)
-    ledger.expect_any_release()
-    Archive(settings.archive_dir).belongs_to(ledger_id, has_files=ledger.has_files())
-    if needs_broker:
+    if release is None:
+        ledger.expect_any_release()
+    else:
+        ledger.expect_release(release)
+    return True
+
+
+def _has_broker(settings: Settings, ledger_id: str, stop: threading.Event, *, needs_it: bool) -> bool:
+    if needs_it:
         return await_broker(settings.broker_dsn, ledger_id, stop)
     try:
         check_broker(settings.broker_dsn, ledger_id)
@@ -66,6 +105,19 @@ def _belongs(settings: Settings, database: Database, stop: threading.Event, *, n
         if error.permanent:
             raise
         log.warning("%s; images are accepted and wait", error)
+    return True
+
+
+def _has_archive(settings: Settings, database: Database, stop: threading.Event, *, takes_it: bool) -> bool:
+    """Only a listener takes an archive that is nobody's yet: what another host mounts in its place, it never fills."""
+    archive, told = Archive(settings.archive_dir), False
+    while not takes_it and archive.owner() is None:
+        if not told:
+            log.warning("waiting for `listen` to take %s for this node; is it mounted here?", settings.archive_dir)
+            told = True
+        if stop.wait(_ARCHIVE_PAUSE_S):
+            return False
+    archive.belongs_to(database.ledger_id(), has_files=Ledger(database).has_files())
     return True
 
 
@@ -85,7 +137,7 @@ def listen(settings: Settings, stop: threading.Event) -> None:
         ledger, ringer, accepting = Ledger(database), Ringer(settings.broker_dsn), threading.Event()
         listener = roles.start_listener(settings, ledger, ringer.ring, accepting)
         try:
-            if _belongs(settings, database, stop, needs_broker=False):
+            if _belongs(settings, database, stop, takes_archive=True):
                 accepting.set()
                 roles.announce_ready()
                 stop.wait()
@@ -106,10 +158,10 @@ def sweep(settings: Settings, stop: threading.Event) -> None:
     with joined(settings, stop) as database:
         if database is None:
             return
-        ledger_id, bells = database.ledger_id(), Bells(settings.broker_dsn)
+        bells = Bells(settings.broker_dsn)
 
         def top_up(waiting: Mapping[Purpose, int]) -> int:
-            check_broker(settings.broker_dsn, ledger_id)  # a flushed one learns again whose it is
+            check_broker(settings.broker_dsn, database.ledger_id())  # a flushed one learns again whose it is
             queues: dict[str, int] = {}
             for purpose, count in waiting.items():
                 queues[QUEUE_OF[purpose]] = queues.get(QUEUE_OF[purpose], 0) + count

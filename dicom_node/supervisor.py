@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 15.0
 _TOLD = 2  # exit status of a command that has said what is wrong
-_SHORTEST_PAUSE_S, _DOUBLINGS = 0.5, 6
+_SHORTEST_PAUSE_S, _DOUBLINGS = 0.5, 5
 _STEADY_AFTER_S = 60.0
 _POLL_S = 0.2
+_READY_POLL_S = 0.05
 
 
 class Child:
@@ -85,10 +86,10 @@ def await_ready(children: Sequence[Child], stop: threading.Event, timeout_s: flo
         Where a role ended, or was not ready in time; its own message stands in the log.
     """
     give_up_at = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
-    for child in children:
-        while not child.ready.wait(0.05):
-            if stop.is_set():
-                return False
+    while not all(child.ready.is_set() for child in children):
+        if stop.wait(_READY_POLL_S):
+            return False
+        for child in children:
             status = child.process.poll() if child.process is not None else None
             if status == _TOLD:
                 raise StartError  # the role's own line says it all

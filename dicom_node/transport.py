@@ -6,6 +6,8 @@ import socket
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.events import Event
 
 
@@ -17,3 +19,18 @@ def no_delay(event: Event) -> None:
     transport = event.assoc.dul.socket
     if transport is not None and transport.socket is not None:
         transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def bounded(timeout_s: float) -> Callable[[Event], None]:
+    """`no_delay`, and a peer that stops reading ends the connection after `timeout_s` (tcp(7)).
+
+    pynetdicom's own time limits do not reach a thread that is stuck in sending.
+    """
+
+    def opened(event: Event) -> None:
+        no_delay(event)
+        transport = event.assoc.dul.socket
+        if transport is not None and transport.socket is not None:
+            transport.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
+
+    return opened

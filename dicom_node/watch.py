@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
+import fcntl
 import os
 import time
 from typing import TYPE_CHECKING
@@ -30,16 +30,21 @@ class UnhealthyError(NodeError):
 
 
 class Watch:
-    """The signs of life of one process in one role; `close` takes them away."""
+    """The signs of life of one process in one role; `close` takes them away.
+
+    The file is locked as long as the process lives: its number may be another's by the time that somebody looks.
+    """
 
     def __init__(self, folder: Path, role: str, step_timeout_s: float) -> None:
-        self._file = folder / f"{role}.{os.getpid()}"
+        self._path = folder / f"{role}.{os.getpid()}"
         self._step_timeout_s = step_timeout_s
         self._written_at = self._good_until = 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        for old in _files(folder, role):
-            if not _alive(old):
+        for old in folder.glob(f"{role}.*"):
+            if not _is_held(old):
                 old.unlink(missing_ok=True)
+        self._file = self._path.open("w+")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self.rest()
 
     def step(self) -> None:
@@ -55,7 +60,8 @@ class Watch:
     def close(self) -> None:
         """The process ends as it should."""
         faulthandler.cancel_dump_traceback_later()
-        self._file.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._file.close()
 
     def _show(self, good_for_s: float) -> None:
         now = time.monotonic()
@@ -63,9 +69,7 @@ class Watch:
             return
         self._written_at, self._good_until = now, now + good_for_s
         with contextlib.suppress(OSError):  # a full disk is no reason to stop
-            fresh = self._file.with_name(self._file.name + ".new")
-            fresh.write_text(json.dumps(self._good_until))
-            fresh.replace(self._file)
+            os.pwrite(self._file.fileno(), f"{self._good_until:020.3f}".encode(), 0)
 
 
 def check(folder: Path, role: str) -> str:
@@ -76,29 +80,23 @@ def check(folder: Path, role: str) -> str:
     UnhealthyError
         Where there is none, or one of them is late.
     """
-    living = [file for file in _files(folder, role) if _alive(file)]
+    living = [file for file in folder.glob(f"{role}.*") if _is_held(file)]
     if not living:
         raise UnhealthyError(f"no process `{role}` of this node runs on this machine (looked in {folder})")
     for file in living:
-        late_s = time.monotonic() - float(json.loads(file.read_text()))  # the clock since boot: no jump, one a machine
+        late_s = time.monotonic() - float(file.read_text() or 0)  # the clock since boot: no jump, one a machine
         if late_s > 0:
-            raise UnhealthyError(f"{role}, process {_pid(file)}: a sign of life is {late_s:.0f} s overdue")
+            raise UnhealthyError(f"{role}, process {file.suffix[1:]}: a sign of life is {late_s:.0f} s overdue")
     return f"{role}: {len(living)} alive"
 
 
-def _files(folder: Path, role: str) -> list[Path]:
-    return [file for file in folder.glob(f"{role}.*") if file.suffix[1:].isdigit()]
-
-
-def _pid(file: Path) -> int:
-    return int(file.suffix[1:])
-
-
-def _alive(file: Path) -> bool:
+def _is_held(file: Path) -> bool:
+    """Whether the process that wrote it lives."""
     try:
-        os.kill(_pid(file), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+        with file.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -14,7 +14,6 @@ import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.claims import Product, StoredMap
-from dicom_node.database import UnreachableError
 from dicom_node.domain import (
     BundleError,
     DeclinedByPixelsError,
@@ -58,6 +57,13 @@ class MissingFileError(NodeError):
     reason = "archive_missing"
 
 
+class UnreadableFileError(NodeError):
+    """The archive holds the file, and the disk or its rights keep it."""
+
+    permanent = False
+    reason = "archive_unreadable"
+
+
 @dataclass(slots=True)
 class _Job:
     """A claim whose file was read."""
@@ -87,6 +93,7 @@ class Screener:
         self._settings = settings
         self._step = step
         self._name = holder_name()
+        self._left: list[Claim] = []
         self._batch_size = settings.batch_size or (1 if settings.device == "cpu" else _GPU_BATCH)
 
     def screen_next(self, stopping: Callable[[], bool] = lambda: False) -> int:
@@ -100,11 +107,12 @@ class Screener:
             This process cannot go on; a new one can. What it had claimed was given back.
         """
         batch: list[Claim] = []
+        self.return_what_is_left()
         try:
             batch = self._claims.claim_batch(self._name, self._settings.lease_s, self._batch_size)
             if batch:
                 self.screen(batch, stopping)
-        except (SQLAlchemyError, OSError, UnreachableError) as error:
+        except (SQLAlchemyError, OSError) as error:
             named = f" at screening {batch[0].screening_id}" if batch else ""
             log.warning("the worker pauses%s: %s", named, self._told(error))
             time.sleep(_PAUSE_AFTER_FAULT_S)
@@ -125,7 +133,7 @@ class Screener:
         try:
             with kept_alive(partial(self._renew, held), self._settings.lease_s):
                 self._advance_all(held, stopping)
-        except (OSError, SQLAlchemyError, UnreachableError) as error:
+        except (OSError, SQLAlchemyError) as error:
             detail, pause_s = type(error).__name__, self._settings.retry_base_s
             raise
         except (DeviceError, BundleError) as error:
@@ -135,7 +143,8 @@ class Screener:
             detail = type(error).__name__
             raise
         finally:
-            self._give_back(held, detail, pause_s)
+            for claim in held.values():
+                self._return(claim, detail, pause_s)
 
     def _told(self, error: Exception) -> str:
         """An error without a text that may hold a row."""
@@ -148,20 +157,26 @@ class Screener:
             with contextlib.suppress(LostLeaseError):  # left to the claim's own next write
                 self._claims.renew(claim, self._settings.lease_s)
 
-    def _give_back(self, held: dict[int, Claim], detail: str, pause_s: float) -> None:
-        """What is still held waits again, if the database takes it; otherwise its lease runs out."""
-        for claim in held.values():
-            with contextlib.suppress(SQLAlchemyError, UnreachableError, LostLeaseError):
-                self._claims.give_back(claim, detail, pause_s=pause_s)
+    def return_what_is_left(self) -> None:
+        """What a lost database would not take back is given back now, before its lease runs out and is counted."""
+        left, self._left = self._left, []
+        for claim in left:
+            self._return(claim, "the database was lost", 0.0)
+
+    def _return(self, claim: Claim, detail: str, pause_s: float) -> None:
+        """The claim waits again; where the database does not take it, it is kept for the next time."""
+        try:
+            self._claims.give_back(claim, detail, pause_s=pause_s)
+        except SQLAlchemyError:
+            self._left.append(claim)
+        except LostLeaseError:
+            pass
 
     def _advance_all(self, held: dict[int, Claim], stopping: Callable[[], bool]) -> None:
         jobs = [job for claim in list(held.values()) if (job := self._attempt(claim, held, self._open)) is not None]
-        if stopping():
-            return
-        predictions = self._predict_together([job for job in jobs if job.claim.state is State.CLAIMED])
         while jobs and not stopping():
             job = jobs.pop(0)  # and with it its pixels
-            self._attempt(job.claim, held, partial(self._advance, job, predictions.get(job.claim.screening_id)))
+            self._attempt(job.claim, held, partial(self._advance, job))
             held.pop(job.claim.screening_id, None)
 
     def _attempt(self, claim: Claim, held: dict[int, Claim], work: Callable[[Claim], _Made]) -> _Made | None:
@@ -170,8 +185,11 @@ class Screener:
         try:
             try:
                 return work(claim)
-            except (OSError, SQLAlchemyError, UnreachableError, LostLeaseError, DeviceError, BundleError):
+            except (OSError, SQLAlchemyError, LostLeaseError, DeviceError, BundleError):
                 raise
+            except UnreadableFileError as error:  # perhaps the disk's fault: it waits, uncounted, and others go on
+                log.warning("screening %d: %s", claim.screening_id, error)
+                self._claims.give_back(claim, str(error), pause_s=self._settings.retry_base_s)
             except DeclinedByPixelsError as error:
                 self._claims.decline(claim, error.decline_reason, str(error))
                 log.info("screening %d declined: %s", claim.screening_id, error.reason)
@@ -201,22 +219,6 @@ class Screener:
         source = read_instance(_bytes(self._archive, claim.path))
         return _Job(claim, source, render(source, max_pixels=self._settings.max_pixels))
 
-    def _predict_together(self, jobs: Sequence[_Job]) -> dict[int, Prediction]:
-        """By screening; empty where they cannot be predicted together, and each is then tried alone."""
-        for job in jobs:
-            self._check_release(job.claim)
-        if len(jobs) < 2:
-            return {}
-        self._step()
-        try:
-            found = self._ensemble.predict([job.pixels for job in jobs])
-        except DeviceError:
-            raise
-        except Exception as error:
-            log.warning("a batch of %d is predicted one by one: %s", len(jobs), place_of(error))
-            return {}
-        return {job.claim.screening_id: prediction for job, prediction in zip(jobs, found, strict=True)}
-
     def _check_release(self, claim: Claim) -> None:
         have, wanted = self._ensemble.manifest, claim.manifest
         if have != wanted:
@@ -225,11 +227,11 @@ class Screener:
                 "the bundle was changed, start the node again"
             )
 
-    def _advance(self, job: _Job, prediction: Prediction | None, claim: Claim) -> None:
+    def _advance(self, job: _Job, claim: Claim) -> None:
         archive, settings = self._archive, self._settings
         if claim.state is State.CLAIMED:
-            if prediction is None:
-                (prediction,) = self._ensemble.predict([job.pixels])
+            self._check_release(claim)
+            (prediction,) = self._ensemble.predict([job.pixels])
             self._claims.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
         stored = self._claims.load_prediction(claim)  # what is reported is what the ledger holds
         prediction = _with_maps(stored, archive)
@@ -258,6 +260,8 @@ def _bytes(archive: Archive, path: str) -> bytes:
         return archive.locate(path).read_bytes()
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} is not in the archive") from error
+    except OSError as error:
+        raise UnreadableFileError(f"{path} cannot be read from the archive: {error.strerror}") from error
 
 
 def _store_map(archive: Archive, found: MemberMap) -> StoredMap:

@@ -17,7 +17,7 @@ from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, Bells, celery_app
 from dicom_node.domain import BundleError
-from dicom_node.ledger import Ledger, ReleaseError
+from dicom_node.ledger import ReleaseError
 from dicom_node.roles import announce_ready
 from dicom_node.service import joined
 from dicom_node.watch import Watch
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _FAULT = 1  # exit status
 _PULSE_S = 2.5
 _DEAF_AFTER = 2  # pulses
+_RECONNECT_S = 15.0
 
 
 def answer_bells(settings: Settings, stop: threading.Event) -> None:
@@ -52,10 +53,9 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
         Where the process cannot go on; a new one can.
     """
     ensemble = load_ensemble(settings)
-    with joined(settings, stop, needs_broker=True) as database:
+    with joined(settings, stop, needs_broker=True, release=ensemble.manifest) as database:
         if database is None:
             return
-        Ledger(database).expect_release(ensemble.manifest)
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
         screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, settings, watch.step)
         app = celery_app(settings.broker_dsn)
@@ -109,6 +109,8 @@ class Ear:
 
 
 def _register(app: Celery, screener: Screener, watch: Watch, ear: Ear) -> None:
+    connected = threading.Event()
+
     @app.task(name=BELL)  # type: ignore[untyped-decorator]
     def bell() -> None:
         ear.hear()
@@ -130,14 +132,26 @@ def _register(app: Celery, screener: Screener, watch: Watch, ear: Ear) -> None:
             consumer.timer.call_repeatedly(_PULSE_S, self._beat)
             watch.rest()
 
+            connected.set()
+
         def _beat(self) -> None:
             watch.step()
+            screener.return_what_is_left()
             ear.check()
 
         def stop(self, consumer: Any) -> None:
-            if state.should_stop is None:
-                log.warning("the broker is out of reach; waiting for it")
+            if state.should_stop is not None:
+                watch.step()  # the end is a step as well
+                return
+            connected.clear()
+            log.warning("the broker is out of reach; waiting for it")
             watch.rest()
+            threading.Thread(target=give_up, daemon=True).start()
+
+    def give_up() -> None:
+        """Celery's pauses between two tries grow; a new process asks every two seconds."""
+        if not connected.wait(_RECONNECT_S) and state.should_stop is None:
+            state.should_stop = _FAULT
 
     app.steps["consumer"].add(Pulse)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dicom_node.config import Settings
 
 _LIMIT_S = 10.0
+_LIMITS_S = {"device": machine.DEVICE_ANSWER_S + 5.0}  # torch alone may take most of a minute to load
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 _WIDTH = 14
 
@@ -55,7 +56,7 @@ def report(settings: Settings, *, as_json: bool, config: Path | None = None) -> 
 
 
 def examine(settings: Settings, config: Path | None = None, now: Callable[[], float] = time.time) -> Iterator[Finding]:
-    """What is found, in the order in which things depend on each other; never raises, and no check takes long.
+    """What is found, in the order in which things depend on each other; never raises, and each check has its limit.
 
     A check that needs what an earlier one found to be broken is left out. `config` is the settings' file.
     """
@@ -83,6 +84,7 @@ def examine(settings: Settings, config: Path | None = None, now: Callable[[], fl
 
 def _bounded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """The check's findings; one of ours where it breaks, or takes longer than it may, and is then left alone."""
+    limit_s = _LIMITS_S.get(name, _LIMIT_S)
     found: list[Finding] = []
 
     def run() -> None:
@@ -99,11 +101,11 @@ def _bounded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
 
     thread = threading.Thread(target=run, daemon=True, name=f"doctor: {name}")
     thread.start()
-    thread.join(_LIMIT_S)
+    thread.join(limit_s)
     late = thread.is_alive()
     yield from tuple(found)
     if late:
-        yield failure(name, f"no answer within {_LIMIT_S:.0f} s", "something hangs: a name server, a mount, a driver?")
+        yield failure(name, f"no answer within {limit_s:.0f} s", "something hangs: a name server, a mount, a driver?")
 
 
 def _settings(settings: Settings, config: Path | None) -> Iterator[Finding]:

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from dicom_node.config import Settings
     from dicom_node.doctor.finding import Finding
 
-_DEVICE_ANSWER_S = 9.0
+DEVICE_ANSWER_S = 60.0  # a cold torch for CUDA reads gigabytes of libraries before it answers
+_FROM = "(setting `device`)"  # a worker's own --device is not known here
 _MOST_OFFSET_S = 2.0
 _YEARS = range(2025, 2100)
 _CLOCK_REMEDY = "synchronise the clocks of both machines (systemd-timesyncd or chrony; timedatectl shows the state)"
 
 # linux/timex.h: what adjtimex returns for a clock that nothing synchronises.
 _TIME_ERROR = 5
+_NOT_PERMITTED = -1  # a container's filter of system calls, say
 _TIMEX_BYTES = 512  # more than struct timex has
 
 # Asked in a process of its own: this one never loads torch, and a driver that hangs can be left alone.
@@ -86,40 +88,43 @@ def device(settings: Settings) -> Iterator[Finding]:
         if settings.threads > cores:
             yield warning("device", f"threads = {settings.threads}, but {cores} cores", "set threads = 0")
         else:
-            yield ok("device", f"cpu: {cores} cores, {settings.threads or cores} threads a worker")
+            yield ok("device", f"cpu {_FROM}: {cores} cores, {settings.threads or cores} threads a worker")
         return
     yield _cuda(settings.device)
 
 
 def _cuda(name: str) -> Finding:
     index = int(name.partition(":")[2] or 0)
+    named = f"{name} {_FROM}"
     instead = "see nvidia-smi, or set device = cpu"
     try:
         asked = subprocess.run(
             [sys.executable, "-P", "-c", _ASK_CUDA, str(index)],
             capture_output=True,
             text=True,
-            timeout=_DEVICE_ANSWER_S,
+            timeout=DEVICE_ANSWER_S,
             check=True,
         )
         told = json.loads(asked.stdout)
     except subprocess.TimeoutExpired:
-        return failure(
-            "device", f"{name}: torch gives no answer in {_DEVICE_ANSWER_S:.0f} s", f"try once more; {instead}"
-        )
+        return failure("device", f"{named}: torch gives no answer in {DEVICE_ANSWER_S:.0f} s", f"try again; {instead}")
     except (subprocess.CalledProcessError, ValueError) as error:
         return failure(
-            "device", f"{name}: torch cannot be asked ({type(error).__name__})", "install cxr-dicom-node[worker] again"
+            "device", f"{named}: torch cannot be asked ({type(error).__name__})", "install cxr-dicom-node[worker] again"
         )
     built_for = told["built_for"]
     if built_for is None:
-        return failure("device", f"{name}: this torch is built for CPUs alone", "install a torch for CUDA; see README")
+        return failure(
+            "device",
+            f"{named}: this torch is built for CPUs alone",
+            "install a torch for CUDA (docs/deployment.md, On a GPU), or set device = cpu",
+        )
     if "error" in told:
-        return failure("device", f"{name} (torch for CUDA {built_for}): {told['error']}", instead)
+        return failure("device", f"{named}, torch for CUDA {built_for}: {told['error']}", instead)
     if "name" not in told:
-        return failure("device", f"{name} is not there: the machine has {told['count']} GPU", instead)
+        return failure("device", f"{named} is not there: the machine has {told['count']} GPU", instead)
     total, free = told["total"] / 2**30, told["free"] / 2**30
-    return ok("device", f"{name}: {told['name']}, {free:.1f} of {total:.1f} GiB free (torch for CUDA {built_for})")
+    return ok("device", f"{named}: {told['name']}, {free:.1f} of {total:.1f} GiB free (torch for CUDA {built_for})")
 
 
 def clock(offsets_s: Mapping[str, float], now_s: float) -> Iterator[Finding]:
@@ -134,14 +139,19 @@ def clock(offsets_s: Mapping[str, float], now_s: float) -> Iterator[Finding]:
         yield failure("clock", f"the {name}'s clock is {abs(offset):.1f} s {sense} this machine's", _CLOCK_REMEDY)
     if wrong:
         return
-    if not kernel_is_synchronised():
+    synchronised = kernel_is_synchronised()
+    if synchronised is False:
         yield warning("clock", "nothing synchronises this machine's clock, says the kernel", _CLOCK_REMEDY)
         return
+    says = (
+        "the kernel calls it synchronised" if synchronised else "the kernel cannot be asked whether it is synchronised"
+    )
     told = ", ".join(f"{offset:+.3f} s to the {name}" for name, offset in offsets_s.items())
-    yield ok("clock", f"the kernel calls it synchronised{f'; {told}' if told else ''}")
+    yield ok("clock", f"{says}{f'; {told}' if told else ''}")
 
 
-def kernel_is_synchronised() -> bool:
-    """Whether a time service steers the kernel's clock; True where the kernel may not be asked."""
+def kernel_is_synchronised() -> bool | None:
+    """Whether a time service steers the kernel's clock; None where the kernel may not be asked."""
     timex = ctypes.create_string_buffer(_TIMEX_BYTES)  # modes = 0: nothing is set
-    return bool(ctypes.CDLL(None).adjtimex(timex) != _TIME_ERROR)
+    state = ctypes.CDLL(None).adjtimex(timex)
+    return None if state == _NOT_PERMITTED else bool(state != _TIME_ERROR)

@@ -95,7 +95,11 @@ def peer(settings: Settings, which: Peer) -> Iterator[Finding]:
 def _not_answering(check: str, where: str, which: Peer, error: AssociationError, ae_title: str) -> Finding:
     match error.fault:
         case Fault.UNRESOLVED:
-            return failure(check, f"the host name {which.host} does not resolve", "correct its host, or the DNS")
+            return failure(
+                check,
+                f"the host name {which.host} does not resolve",
+                "correct its host, or the DNS of this machine or container",
+            )
         case Fault.UNREACHABLE:
             return _unreachable(check, where, which)
         case Fault.SILENT:
@@ -122,8 +126,16 @@ def _unreachable(check: str, where: str, which: Peer) -> Finding:
     try:
         socket.create_connection((which.host, which.port), timeout=_MOST_CONNECT_S).close()
     except ConnectionRefusedError:
-        return failure(check, f"{where} refuses the connection", "start the peer, or correct its port")
+        return failure(
+            check,
+            f"{where} refuses the connection",
+            "start the peer, or correct its host or port: it has to answer this machine or container",
+        )
     except OSError as error:
         told = "no answer" if isinstance(error, TimeoutError) else error.strerror
-        return failure(check, f"{where} cannot be reached ({told})", "is it on, is host right, is there a firewall?")
+        return failure(
+            check,
+            f"{where} cannot be reached ({told})",
+            "is it on, is host right, does a firewall or network keep it from this machine or container?",
+        )
     return failure(check, f"{where} took a connection only at the second try", "run this again")

@@ -19,9 +19,10 @@ from dicom_node.config import Peer, Settings
 from dicom_node.delivery import deliver_due
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
-from dicom_node.domain import ObjectKind
+from dicom_node.domain import DeliveryError, ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
+from dicom_node.pacs import Pacs
 from dicom_node.results import encode
 from dicom_node.tables import DeliveryRow, DeliveryTryRow, ObjectRow, ScreeningRow
 from tests.ledger_factories import prediction, received
@@ -250,6 +251,7 @@ from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
 from dicom_node.outbox import Outbox
+from dicom_node.pacs import Pacs
 
 url, archive, port = sys.argv[1:]
 peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=int(port), destination=True)
@@ -302,3 +304,45 @@ def test_a_destination_that_hangs_keeps_no_other_waiting(parcels):
         connection.close()
         held.join()
     assert outbox.counts() == {"pacs": {"pending": 6}, "quick": {"sent": 4}}
+
+
+@pytest.mark.usefixtures("dcmtk")
+def test_a_peer_that_stops_reading_in_mid_object_costs_its_time_limit_and_no_more(tmp_path):
+    """More is sent than the sockets' buffers take: the thread that sends is stuck, where no DICOM timer reaches it."""
+    ds = phantom_dataset(0)
+    ds.Rows, ds.Columns = 5000, 4000
+    ds.PixelData = bytes(2 * 5000 * 4000)
+    path = tmp_path / "large.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=free_port())
+    with subprocess.Popen(["storescp", "--output-directory", str(tmp_path), str(peer.port)]) as scp:
+        try:
+            pacs = Pacs(peer, ae_title="CXRSCREEN", timeout_s=2.0)
+            while True:
+                with contextlib.suppress(DeliveryError):
+                    pacs.echo()
+                    break
+            with pacs.store([ds.SOPClassUID]) as sender:
+                scp.send_signal(signal.SIGSTOP)
+                began = time.monotonic()
+                with pytest.raises(DeliveryError) as raised:
+                    sender.send(path)
+            assert not raised.value.permanent
+            assert time.monotonic() - began < 20
+        finally:
+            scp.send_signal(signal.SIGCONT)
+            scp.kill()
+
+
+def test_who_is_told_to_stop_begins_no_further_object_and_gives_the_rest_back(parcels):
+    database, outbox, archive = parcels
+    sent = []
+    with peer_answering(lambda event: sent.append(event) or 0x0000) as peer:
+        settings = Settings(peers=(peer,), network_timeout_s=2.0)
+        deliver_due(outbox, archive, settings, stopping=lambda: bool(sent))
+        assert outbox.counts()["pacs"] == {"sent": 1, "pending": 1}
+        with database.read() as session:
+            row = session.scalars(select(DeliveryRow).filter_by(state="pending")).one()
+        assert (row.holder, row.lease_expires_at, row.tries) == (None, None, 0)
+        deliver_due(outbox, archive, settings)
+    assert outbox.counts()["pacs"] == {"sent": 2}

@@ -138,6 +138,8 @@ def test_without_a_password_the_url_stays_as_it_is():
             "broker_url holds a password",
         ),
         ({"DICOM_NODE_PROT_FILE": "x"}, "unknown setting"),
+        ({"DICOM_NODE_PEERS_FILE": __file__}, "is not JSON"),
+        ({"DICOM_NODE_PORT_FILE": __file__}, "wrong setting port"),
     ],
 )
 def test_a_secret_that_cannot_be_used_is_named(monkeypatch, variables, told):
@@ -147,3 +149,11 @@ def test_a_secret_that_cannot_be_used_is_named(monkeypatch, variables, told):
         load()
     assert told in str(raised.value)
     assert "geheim" not in str(raised.value)
+    assert "import" not in str(raised.value)  # nor what else stood in a file
+
+
+def test_peers_can_come_from_a_file_of_a_variable(tmp_path, monkeypatch):
+    file = tmp_path / "peers.json"
+    file.write_text('[{"name": "a", "ae_title": "A", "host": "h", "port": 104}]')
+    monkeypatch.setenv("DICOM_NODE_PEERS_FILE", str(file))
+    assert load().peers[0].name == "a"

@@ -216,12 +216,10 @@ def states(bench):
         return session.scalars(select(ScreeningRow.state).order_by(ScreeningRow.id)).all()
 
 
-def test_a_batch_is_predicted_in_one_call_and_every_film_is_reported(bench):
+def test_a_worker_takes_a_batch_and_every_film_of_it_is_reported(bench):
     bench.claims.give_back(bench.claim, "", pause_s=0)
     bench.more(3)
-    ensemble = FakeEnsemble()
-    assert bench.screener(ensemble, batch_size=8).screen_next() == 4
-    assert ensemble.asked == 1
+    assert bench.screener(FakeEnsemble(), batch_size=8).screen_next() == 4
     assert states(bench) == ["withheld"] * 4
 
 
@@ -233,21 +231,54 @@ def test_one_bad_film_of_a_batch_fails_alone(bench):
     assert states(bench) == ["failed", "withheld", "withheld"]
 
 
-def test_a_batch_that_cannot_be_predicted_together_is_predicted_one_by_one(bench):
+def test_a_film_that_cannot_be_read_now_waits_uncounted_and_the_rest_of_its_batch_goes_on(bench):
     bench.claims.give_back(bench.claim, "", pause_s=0)
     bench.more(2)
+    path = bench.archive.locate(bench.claim.path)
+    path.unlink()
+    path.mkdir()  # reading it is an OSError, and not that it is missing
+    bench.screener(FakeEnsemble(), batch_size=3).screen_next()
+    assert states(bench) == ["waiting", "withheld", "withheld"]
+    with bench.database.read() as session:
+        assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]
 
-    class Small(FakeEnsemble):
-        def predict(self, images):
-            found = super().predict(images)
-            if len(images) > 1:
-                raise MemoryError
-            return found
 
-    ensemble = Small()
-    bench.screener(ensemble, batch_size=3).screen_next()
-    assert ensemble.asked == 4
-    assert states(bench) == ["withheld"] * 3
+def test_a_film_that_took_its_worker_down_is_held_alone_from_then_on(bench):
+    bench.more(3)
+    with bench.database.write() as session:
+        session.execute(update(ScreeningRow).where(ScreeningRow.id == 3).values(failures=1))
+    batches = [[claim.screening_id for claim in bench.claims.claim_batch("worker", 60, 8)] for _ in range(3)]
+    assert batches == [[2], [3], [4]]
+
+
+def test_a_film_that_was_claimed_when_the_release_changed_is_screened_by_the_new_one(bench):
+    changed = manifest().model_copy(update={"release": "other"})
+    bench.ledger.activate_release(changed)
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    claim = bench.claims.claim("worker", 60)
+    assert claim.manifest == changed
+    ensemble = FakeEnsemble()
+    ensemble.manifest = changed
+    bench.screen(ensemble, claim)
+    assert bench.row().state == "withheld"
+
+
+def test_what_a_lost_database_did_not_take_back_is_given_back_when_it_is_there_again(bench, monkeypatch):
+    give_back = bench.claims.give_back
+
+    def lost(*_, **__):
+        raise OperationalError("", {}, Exception())
+
+    monkeypatch.setattr(bench.claims, "give_back", lost)
+    screener = bench.screener(FakeEnsemble(raising(OperationalError("", {}, Exception()))))
+    with pytest.raises(OperationalError):
+        screener.screen([bench.claim])
+    assert bench.row().state == "claimed"
+    screener.return_what_is_left()
+    assert bench.row().state == "claimed"
+    monkeypatch.setattr(bench.claims, "give_back", give_back)
+    screener.return_what_is_left()
+    assert (bench.row().state, bench.row().failures) == ("waiting", 0)
 
 
 def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(bench):

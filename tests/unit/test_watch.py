@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -44,6 +45,12 @@ def test_a_killed_process_leaves_no_sign_that_counts(tmp_path):
         check(tmp_path, "sweep")
     Watch(tmp_path, "sweep", 60).close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_is_another_process_by_now_counts_for_nothing(tmp_path):
+    (tmp_path / f"sweep.{os.getppid()}").write_text(str(time.monotonic() + 60))
+    with pytest.raises(UnhealthyError, match="no process"):
+        check(tmp_path, "sweep")
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(60)", LOCKED], ids=["in a call", "with the interpreter's lock held"])
