@@ -28,8 +28,8 @@ def words(command):
 
 
 def replicas(service):
-    """How many of a service are started."""
-    return int(service.get("deploy", {}).get("replicas", 1))
+    """How many of a service are started where no profile is asked for."""
+    return 0 if "profiles" in service else int(service.get("deploy", {}).get("replicas", 1))
 
 
 def _filled(value):

@@ -3,6 +3,7 @@ import pytest
 from dicom_node.demo.pacs import OrthancPacs
 from tests.e2e.harness import Node, Service, destination
 
+FORMS = ["embedded", "service"]
 SHORT = {"lease_s": 2.0, "sweep_s": 0.5, "retry_base_s": 0.2}  # so that tests need not wait
 
 
@@ -12,16 +13,33 @@ def orthanc(orthanc_program, dcmtk, tmp_path_factory):
         yield pacs
 
 
-@pytest.fixture(scope="module", params=["embedded", "service"])
+@pytest.fixture(params=FORMS)
+def make_node(request, tmp_path):
+    """Makes a node of each form, not started, which delivers to the given peer; it is stopped at the end."""
+    made = []
+
+    def make(*peers, **settings):
+        settings = {"sweep_s": 0.5, "retry_base_s": 0.2} | settings
+        made.append(_of_form(request, tmp_path / "node", *peers, **settings))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.stop()
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def node(request, orthanc, tmp_path_factory):
     """A running node that delivers to Orthanc, in both forms."""
-    folder = tmp_path_factory.mktemp("node")
-    if request.param == "embedded":
-        found = Node(folder, destination(orthanc), **SHORT)
-    else:
-        servers = request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server")
-        found = Service(folder, *servers, destination(orthanc), **SHORT)
+    found = _of_form(request, tmp_path_factory.mktemp("node"), destination(orthanc), **SHORT)
     try:
         yield found.start()
     finally:
         found.stop()
+
+
+def _of_form(request, folder, *peers, **settings):
+    if request.param == "embedded":
+        return Node(folder, *peers, **settings)
+    servers = request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server")
+    return Service(folder, *servers, *peers, **settings)

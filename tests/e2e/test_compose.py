@@ -10,16 +10,18 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from dicom_node.config import PREFIX
+from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.process import dying_with_this_process
 from tests.compose import ROOT, ours, read, replicas, words
 from tests.conftest import missing
 from tests.e2e.harness import dcmsend, results, wait_until
-from tests.servers import find_postgres, find_redis
+from tests.servers import PostgresServer, find_postgres, find_redis
 
 SERVICES = read()["services"]
 RUNNING = {name: service for name, service in ours(SERVICES).items() if replicas(service) and name != "migrate"}
@@ -52,7 +54,8 @@ class Containers:
             "redis://redis:6379": f"redis://127.0.0.1:{self.redis_port}",
             "redis-cli": f"redis-cli -p {self.redis_port}",
             "11112": str(self.port),
-            "dir /data": f"dir {self.folder}/data\nbind 127.0.0.1\nport {self.redis_port}",
+            # With `set-proc-title`, Redis would hide what its command line was.
+            "dir /data": f"dir {self.folder}/data\nbind 127.0.0.1\nport {self.redis_port}\nset-proc-title no",
             "/run/secrets": f"{self.folder}/secrets",
             "/etc/cxr-node": f"{self.folder}",
             "/var/lib/cxr-node": f"{self.folder}",
@@ -103,12 +106,13 @@ class Containers:
 
     def await_healthy(self, service):
         process, log = self.processes[service], self.folder / f"{service}.log"
-        wait_until(
-            lambda: process.poll() is not None or self.health(service).returncode == 0,
-            timeout_s=120,
-            poll_s=0.5,
-            what=f"{service}: {log.read_text()[-2000:]}",
-        )
+        try:
+            wait_until(
+                lambda: process.poll() is not None or self.health(service).returncode == 0, timeout_s=120, poll_s=0.5
+            )
+        except AssertionError as error:
+            error.add_note(f"{service}: {log.read_text()[-2000:]}")
+            raise
         assert process.poll() is None, log.read_text()[-2000:]
 
     def kill(self):
@@ -189,9 +193,45 @@ def test_redis_wants_the_password_and_tells_it_to_no_list_of_processes(container
     done = containers.run("redis", ["redis-cli", "-p", str(containers.redis_port), "ping"])
     assert "NOAUTH" in done.stdout
     secret = (containers.folder / "secrets/redis_password").read_text().strip()
+    listed = {}
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # processes come and go
-            assert secret not in file.read_text(errors="replace")
+            listed[int(file.parent.name)] = file.read_text(errors="replace")
+    assert listed[containers.processes["redis"].pid].split("\0") == ["redis-server", "-", ""]
+    assert not [text for text in listed.values() if secret in text]
+
+
+def test_the_first_start_of_the_database_makes_a_role_without_rights_and_leaves_no_other_password(tmp_path):
+    if find_postgres() is None:
+        missing("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    secret = tmp_path / "postgres_password"
+    secret.write_text('quo\'ted\\ "as" made by hand\n')
+    script = tmp_path / "cxr.sql"
+    script.write_text(
+        (ROOT / "deploy/postgres-init.sql").read_text().replace("/run/secrets/postgres_password", str(secret))
+    )
+    with PostgresServer(fsync=False) as server:
+        with server.admin() as admin:  # a cluster as the container finds it
+            admin.execute("DROP DATABASE cxr")
+            admin.execute("DROP ROLE cxr")
+        at = ["--host=127.0.0.1", f"--port={server.port}", "--username=postgres", "--dbname=postgres"]
+        subprocess.run(
+            [find_postgres() / "psql", "--set=ON_ERROR_STOP=1", "--no-psqlrc", *at, f"--file={script}"],
+            env=os.environ | {"PGPASSWORD": server.password},
+            check=True,
+            timeout=60,
+        )
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            server.admin()
+        server.password = secret.read_text().strip()
+        with psycopg.connect(server.dsn()) as connection:
+            (rights,) = connection.execute("SELECT to_jsonb(r) FROM pg_roles r WHERE rolname = current_user").fetchone()
+            assert {name for name, value in rights.items() if value is True} == {"rolinherit", "rolcanlogin"}
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("COPY (SELECT 1) TO PROGRAM 'true'")
+        with contextlib.closing(Database(server.dsn())) as database:
+            database.upgrade()
+            database.check_schema()
 
 
 def test_a_password_that_is_missing_ends_the_start_with_one_line(containers, tmp_path):

@@ -15,31 +15,13 @@ from sqlalchemy import select
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs
 from dicom_node.tables import InstanceRow, ScreeningRow
-from tests.e2e.harness import Node, Service, dcmsend, destination, instances, results, wait_until
+from tests.e2e.harness import dcmsend, destination, instances, results, wait_until
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
 FILMS, EVERYTHING = re.findall(r"^```lua\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 (ORTHANC_KEYS,) = re.findall(r"^```json\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 AE_TITLE, HOST, PORT = json.loads(ORTHANC_KEYS)["DicomModalities"]["cxrscreen"]
 QUIET_S = 3.0  # a loop would come round many times
-
-
-@pytest.fixture(params=["embedded", "service"])
-def make_node(request, tmp_path):
-    """Makes a node of that form which delivers to the given peer; it is stopped at the end."""
-    made = []
-
-    def make(peer):
-        if request.param == "embedded":
-            made.append(Node(tmp_path / "node", peer, sweep_s=0.5, retry_base_s=0.2))
-        else:
-            servers = request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server")
-            made.append(Service(tmp_path / "node", *servers, peer, sweep_s=0.5, retry_base_s=0.2))
-        return made[-1]
-
-    yield make
-    for node in made:
-        node.stop()
 
 
 @pytest.fixture
@@ -121,6 +103,7 @@ def test_a_pacs_that_routes_everything_gets_its_results_once_and_the_loop_ends(r
     wait_until(lambda: job_states(pacs) == ["Success"] * 4, what="the end of the fourth job")
 
 
+@pytest.mark.parametrize("make_node", ["embedded"], indirect=True)  # what is routed is the PACS's doing alone
 @pytest.mark.parametrize("routed", [FILMS], indirect=True, ids=["films"])
 def test_a_pacs_that_routes_films_only_sends_no_result_to_the_node(routed, tmp_path):
     pacs, node = routed

@@ -1,13 +1,18 @@
 """Faults planted in a node that is otherwise well: each has its own line, and only that one."""
 
+import errno
+import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,12 +22,12 @@ from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
 from dicom_node import doctor
-from dicom_node.archive import OWNER, Archive
+from dicom_node.archive import Archive
 from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.config import Settings
 from dicom_node.database import Database
 from dicom_node.demo.pacs import OrthancPacs, free_port
-from dicom_node.doctor import machine
+from dicom_node.doctor import machine, stores
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from tests.conftest import missing
@@ -136,7 +141,7 @@ def examined(settings):
     """The findings; none of them holds a secret, and no check takes longer than it may."""
     findings, began = [], time.monotonic()
     for finding in doctor.examine(settings):
-        assert time.monotonic() - began < 11
+        assert time.monotonic() - began < doctor._LIMITS_S.get(finding.check, doctor._LIMIT_S) + 1
         began = time.monotonic()
         findings.append(finding)
     shown = repr(findings)
@@ -145,6 +150,13 @@ def examined(settings):
             assert secret not in shown
             assert quote(secret, safe="") not in shown
     return findings
+
+
+def seconds(finding, whose, sense):
+    """By how much that server's clock is said to be off."""
+    told = re.fullmatch(rf"the {whose}'s clock is (\d+\.\d) s {sense} this machine's", finding["what"])
+    assert told, finding["what"]
+    return float(told[1])
 
 
 def the_fault(settings, check):
@@ -248,35 +260,28 @@ def test_6_an_archive_whose_disk_is_not_mounted(well, tmp_path):
     assert "mount" in fault.remedy
 
 
-def test_7_a_disk_without_room(well):
-    fault = the_fault(changed(well, min_free_percent=100), "archive")
+def test_7_a_disk_without_room(embedded):
+    fault = the_fault(changed(embedded, min_free_percent=100), "archive")
     assert "less than min_free_percent = 100" in fault.what
 
 
-def test_7_a_disk_that_is_full(service, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("no file system can be mounted here")
-    try:
-        (disk / "film").write_bytes(bytes(60 * 1024))
-        shutil.copy(service.archive_dir / OWNER, disk / OWNER)
-        for folder in range(256):  # made by the start, before the disk was full
-            (disk / f"{folder:02x}").mkdir()
-        (disk / "incoming").mkdir()
-        fault = the_fault(changed(service, archive_dir=disk), "archive")
-        assert "No space left" in fault.what
-        assert "make room" in fault.remedy
-        (disk / "film").write_bytes(bytes(52 * 1024))
-        assert "is free" in the_fault(changed(service, archive_dir=disk, min_free_percent=50), "archive").what
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_7_a_disk_that_is_full(embedded, monkeypatch):
+    synchronise = os.fsync
+
+    def full(descriptor):
+        """What a disk without one free block does: the names of its files are safe, content is not taken."""
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synchronise(descriptor)
+
+    monkeypatch.setattr(stores.os, "fsync", full)
+    fault = the_fault(embedded, "archive")
+    assert "No space left" in fault.what
+    assert "make room" in fault.remedy
+    assert list(embedded.archive_dir.glob(".doctor-*")) == []
 
 
-def test_8_a_weight_file_with_one_changed_byte(well, tmp_path):
+def test_8_a_weight_file_with_one_changed_byte(embedded, tmp_path):
     folder = tmp_path / "bundle"
     shutil.copytree(find_bundle("starter"), folder)
     weights = max(folder.glob("*.safetensors"))
@@ -285,36 +290,38 @@ def test_8_a_weight_file_with_one_changed_byte(well, tmp_path):
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([last ^ 1]))
-    fault = the_fault(changed(well, bundle=str(folder)), "bundle")
+    fault = the_fault(changed(embedded, bundle=str(folder)), "bundle")
     assert weights.name in fault.what
 
 
-def test_9_a_gpu_that_is_not_there(well):
-    pytest.importorskip("torch")
-    fault = the_fault(changed(well, device="cuda:99"), "device")
+def test_9_a_gpu_that_is_not_there(embedded):
+    if importlib.util.find_spec("torch") is None:
+        missing("torch is not installed (the extra `worker`)")
+    fault = the_fault(changed(embedded, device="cuda:99"), "device")
     assert "cuda:99" in fault.what
-    assert "nvidia-smi" in fault.remedy or "CUDA" in fault.remedy
+    # a torch for CPUs; one for CUDA on a machine without a driver, with its GPUs hidden, and with fewer than a hundred
+    assert re.search("built for CPUs alone|no NVIDIA driver|No CUDA GPUs|is not there: the machine has", fault.what)
 
 
 def test_10_a_machine_whose_clock_is_not_the_brokers(service):
     findings = [f for f in doctor.examine(service, now=lambda: time.time() + 60) if f.level != "ok"]
     assert [(finding.check, str(finding.level)) for finding in findings] == [("clock", "failure")]
-    assert "broker's clock is 60.0 s behind" in findings[0].what
+    assert seconds(asdict(findings[0]), "broker", "behind") == pytest.approx(60, abs=0.5)
 
 
-def test_11_a_peer_that_is_down(well, pacs):
+def test_11_a_peer_that_is_down(embedded, pacs):
     port = free_port()
-    fault = the_fault(changed(well, peers=[destination(pacs, port=port)]), "peer pacs")
+    fault = the_fault(changed(embedded, peers=[destination(pacs, port=port)]), "peer pacs")
     assert f"127.0.0.1:{port} refuses the connection" in fault.what
 
 
-def test_11_a_peer_whose_name_does_not_resolve(well, pacs):
-    fault = the_fault(changed(well, peers=[destination(pacs, host="pacs.invalid")]), "peer pacs")
+def test_11_a_peer_whose_name_does_not_resolve(embedded, pacs):
+    fault = the_fault(changed(embedded, peers=[destination(pacs, host="pacs.invalid")]), "peer pacs")
     assert "pacs.invalid does not resolve" in fault.what
 
 
-def test_12_a_peer_that_rejects_our_called_ae_title(well, pacs):
-    fault = the_fault(changed(well, peers=[destination(pacs, ae_title="NOBODY")]), "peer pacs")
+def test_12_a_peer_that_rejects_our_called_ae_title(embedded, pacs):
+    fault = the_fault(changed(embedded, peers=[destination(pacs, ae_title="NOBODY")]), "peer pacs")
     assert "NOBODY" in fault.what
     assert "Called AE title not recognised" in fault.what
     assert "ae_title" in fault.remedy
@@ -421,7 +428,7 @@ def test_10_a_machine_whose_clock_is_off(service, tmp_path):
     faults = [finding for finding in json.loads(done.stdout)["findings"] if finding["level"] == "failure"]
     assert [finding["check"] for finding in faults] == ["clock", "clock"]
     for finding, whose in zip(faults, ("database", "broker"), strict=True):
-        assert f"the {whose}'s clock is 10." in finding["what"] or f"the {whose}'s clock is 9.9" in finding["what"]
+        assert seconds(finding, whose, "behind") == pytest.approx(10, abs=0.5)
         assert "synchronise" in finding["remedy"]
 
 

@@ -62,11 +62,17 @@ def test_the_migration_runs_once_and_every_process_of_ours_waits_for_it():
         assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
 
 
-def test_every_role_of_the_service_is_there_once_and_the_gpu_worker_on_demand():
+def test_every_role_of_the_service_is_started():
     running = {words(service["command"])[0] for service in ours(LONG_RUNNING).values() if replicas(service)}
     assert running == {"listen", "worker", "deliver", "sweep"}
-    assert replicas(SERVICES["worker-gpu"]) == 0
-    assert words(SERVICES["worker-gpu"]["command"]) == ["worker", "--device", "cuda"]
+
+
+def test_the_gpu_worker_is_of_a_profile_and_a_doctor_in_it_examines_its_device():
+    gpu = SERVICES["worker-gpu"]
+    assert gpu["profiles"] == ["gpu"]
+    assert words(gpu["command"]) == ["worker", "--device", gpu["environment"]["DICOM_NODE_DEVICE"]]
+    others = {name: value for name, value in gpu["environment"].items() if name != "DICOM_NODE_DEVICE"}
+    assert others == SERVICES["worker"]["environment"]
 
 
 @each(ours(SERVICES))
@@ -111,7 +117,7 @@ def test_make_secrets_makes_every_secret_once_and_keeps_it(tmp_path):
 
 def test_only_the_dicom_port_is_published_and_on_the_loopback_the_viewer():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"listener": ["11112:11112"], "orthanc": ["127.0.0.1:8042:8042"]}
+    assert published == {"listener": ["0.0.0.0:11112:11112"], "orthanc": ["127.0.0.1:8042:8042"]}
 
 
 def test_database_broker_and_workers_have_no_way_out():
@@ -137,10 +143,20 @@ def test_an_image_is_of_one_version(service):
     if image.startswith(OURS):
         assert tag == __version__
         assert service["pull_policy"] == "never"
-        assert image == OURS + service["build"]["target"]
-        assert f"AS {service['build']['target']}\n" in DOCKERFILE
+        assert f"AS {image.removeprefix(OURS)}\n" in DOCKERFILE
     else:
         assert re.match(r"\d+\.\d+", tag)
+
+
+def test_each_image_is_built_by_one_service_that_is_always_there():
+    """Where two build the same one at once, the second finds it there already, and the build fails."""
+    builders = {name: service for name, service in SERVICES.items() if "build" in service}
+    assert sorted(OURS + service["build"]["target"] for service in builders.values()) == sorted(
+        {service["image"].partition(":")[0] for service in ours(SERVICES).values()}
+    )
+    for service in builders.values():
+        assert service["image"].partition(":")[0] == OURS + service["build"]["target"]
+        assert "profiles" not in service
 
 
 def test_no_image_runs_as_root():
@@ -157,8 +173,9 @@ def test_the_images_hold_packages_by_hash_and_the_listener_s_no_torch():
     assert not re.findall(r"^(torch|torchvision|nvidia-\S*|triton)==", locked, re.MULTILINE)
 
 
-def test_what_builds_our_wheel_is_named_completely():
-    named = set(re.search(r"wanted = /\^\((.*)\)==/", DOCKERFILE)[1].split("|"))
+@pytest.mark.parametrize("text", [DOCKERFILE, (DEPLOY / "install").read_text()], ids=["Dockerfile", "install"])
+def test_what_builds_our_wheel_is_named_completely(text):
+    named = set(re.search(r"wanted = /\^\((.*)\)==/", text)[1].split("|"))
     needed, found = {"hatchling"}, set()
     while needed - found:
         name = (needed - found).pop()
@@ -174,7 +191,7 @@ def test_every_file_that_is_mounted_is_here_and_every_volume_declared():
             if isinstance(volume, dict):
                 assert volume["read_only"]
                 assert volume["bind"] == {"create_host_path": False}
-                assert (ROOT / volume["source"]).is_file()
+                assert (ROOT / volume["source"]).exists()
             else:
                 assert volume.partition(":")[0] in COMPOSE["volumes"]
 
@@ -183,6 +200,14 @@ def test_the_example_of_an_env_file_has_every_variable_with_its_default():
     lines = [line for line in (DEPLOY / "example.env").read_text().splitlines() if not line.startswith("#")]
     example = dict(line.split("=", 1) for line in lines if line)
     assert example == {found[1]: found[2] for found in VARIABLE.finditer(FILE.read_text()) if found[1]}
+
+
+def test_the_password_of_redis_is_in_no_command_line():
+    script = SERVICES["redis"]["command"][-1]
+    program, _, configuration = script.partition(" <<CONFIG\n")
+    assert program.splitlines()[-1] == "exec redis-server -"
+    assert script.count("requirepass") == 1
+    assert configuration.startswith('requirepass "${password:?')
 
 
 def test_a_worker_may_finish_the_screening_at_hand():

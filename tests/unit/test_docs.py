@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -75,6 +76,28 @@ def test_every_command_in_the_deployment_document_exists_with_its_options():
                 command = command.commands[word]
             else:
                 assert any(parameter.param_type_name == "argument" for parameter in command.params), words
+
+
+def test_what_the_deployment_document_quotes_of_the_doctor_is_what_it_says():
+    """Each piece of text between the placeholders in italics is part of a string of the program."""
+    table = DEPLOYMENT.partition("| check | what it says | what to do |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    strings = [
+        node.value
+        for file in sorted(ROOT.glob("dicom_node/**/*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    rows = [line.split(" | ") for line in table.splitlines()]
+    assert len(rows) > 20
+    for _, says, _ in rows:
+        for quoted in re.split(r";|\*[^*]*\*", says):
+            assert any(quoted.strip() in string for string in strings), quoted
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/deployment.md"])
+def test_no_line_of_prose_is_longer_than_one_of_code_may_be(document):
+    prose = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in prose.splitlines() if len(line) > 120 and not line.startswith("|")]
 
 
 def test_the_settings_in_the_deployment_document_load(tmp_path, monkeypatch):

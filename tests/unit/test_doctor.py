@@ -1,3 +1,6 @@
+import ctypes
+import errno
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,11 +11,12 @@ import time
 import pytest
 
 from dicom_node import doctor
-from dicom_node.config import Settings
+from dicom_node.config import Peer, Settings
 from dicom_node.demo.pacs import free_port
 from dicom_node.doctor import machine, network
 from dicom_node.doctor.finding import Level, failure_of, ok
 from dicom_node.domain import BundleError
+from tests.conftest import missing
 from tests.factories import chest_dataset
 from tests.result_factories import results
 
@@ -22,6 +26,12 @@ YEAR_2026_S = 1.78e9
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def torch_is_there():
+    if importlib.util.find_spec("torch") is None:
+        missing("torch is not installed (the extra `worker`)")
 
 
 def settings(**changed):
@@ -54,6 +64,10 @@ def test_a_check_that_hangs_is_left_alone_and_what_it_had_found_is_kept(monkeypa
     release.set()
     assert [finding.level for finding in findings] == ["ok", "failure"]
     assert "no answer within" in findings[1].what
+
+
+def test_a_torch_that_takes_half_a_minute_to_load_is_waited_for():
+    assert doctor._LIMITS_S["device"] > machine.DEVICE_ANSWER_S >= 60
 
 
 def test_a_check_that_breaks_is_a_finding_that_tells_no_text_of_the_error():
@@ -112,12 +126,13 @@ def test_a_listener_machine_without_torch_is_no_fault(monkeypatch):
         assert (finding.level, "no worker" in finding.what) == ("ok", True)
 
 
+@pytest.mark.usefixtures("torch_is_there")
 def test_more_threads_than_cores_are_a_warning():
-    pytest.importorskip("torch")
     (finding,) = machine.device(settings(threads=1024))
     assert (finding.level, finding.remedy) == ("warning", "set threads = 0")
     (finding,) = machine.device(settings())
-    assert (finding.level, f"{len(os.sched_getaffinity(0))} cores" in finding.what) == ("ok", True)
+    cores = len(os.sched_getaffinity(0))
+    assert finding == ok("device", f"cpu (setting `device`): {cores} cores, {cores} threads a worker")
 
 
 GIB = 2**30
@@ -141,12 +156,13 @@ def test_what_torch_tells_of_a_gpu_is_said(monkeypatch, told, level, shown):
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: answer)
     finding = machine._cuda("cuda:1")
     assert (finding.level, shown in finding.what) == (level, True)
+    assert finding.what.startswith("cuda:1 (setting `device`)")
 
 
+@pytest.mark.usefixtures("torch_is_there")
 def test_a_driver_that_hangs_is_not_waited_for(monkeypatch):
-    pytest.importorskip("torch")
     monkeypatch.setattr(machine, "_ASK_CUDA", "import time; time.sleep(60)")
-    monkeypatch.setattr(machine, "_DEVICE_ANSWER_S", 0.3)
+    monkeypatch.setattr(machine, "DEVICE_ANSWER_S", 0.3)
     (finding,) = machine.device(settings(device="cuda"))
     assert (finding.level, "no answer" in finding.what) == ("failure", True)
 
@@ -167,8 +183,27 @@ def test_a_clock_that_nothing_synchronises_is_only_a_warning(monkeypatch):
     assert [finding.level for finding in machine.clock({"database": 0.1}, YEAR_2026_S)] == ["ok"]
 
 
+def test_a_kernel_that_may_not_be_asked_is_not_said_to_have_answered(monkeypatch):
+    monkeypatch.setattr(machine, "kernel_is_synchronised", lambda: None)
+    (finding,) = machine.clock({"database": 0.1}, YEAR_2026_S)
+    assert finding == ok("clock", "the kernel cannot be asked whether it is synchronised; +0.100 s to the database")
+
+
 def test_the_kernel_is_asked_without_being_changed():
-    assert machine.kernel_is_synchronised() in (True, False)
+    assert machine.kernel_is_synchronised() in (True, False, None)
+
+
+@pytest.mark.parametrize(("state", "synchronised"), [(0, True), (1, True), (5, False), (-1, None)])
+def test_what_adjtimex_returns_is_understood(monkeypatch, state, synchronised):
+    class Kernel:
+        def __init__(self, name):
+            pass
+
+        def adjtimex(self, timex):
+            return state
+
+    monkeypatch.setattr(ctypes, "CDLL", Kernel)
+    assert machine.kernel_is_synchronised() is synchronised
 
 
 def test_an_archive_is_probed_and_nothing_stays(tmp_path):
@@ -207,6 +242,17 @@ def test_an_install_without_the_service_extra_is_named(monkeypatch):
 def test_an_address_of_another_machine_cannot_be_listened_on():
     (finding,) = network.listener(settings(host="192.0.2.1", network_timeout_s=0.2))
     assert (finding.level, "cannot be listened on" in finding.what) == ("failure", True)
+
+
+def test_a_peer_that_is_reached_from_elsewhere_alone_may_be_this_containers_fault(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr(network.socket, "create_connection", unreachable)
+    peer = Peer(name="pacs", ae_title="PACS", host="192.0.2.1", port=104)
+    finding = network._unreachable("peer pacs", "PACS at 192.0.2.1:104", peer)
+    assert finding.what == "PACS at 192.0.2.1:104 cannot be reached (Network is unreachable)"
+    assert "from this machine or container" in finding.remedy
 
 
 def test_it_asks_for_the_classes_that_the_node_makes():
