@@ -75,17 +75,6 @@ class Archive:
         """Path of a stored file."""
         return self._root / relative
 
-    def owner(self) -> str | None:
-        """The ledger whose files these are; None where nobody has said so yet."""
-        try:
-            return str(json.loads((self._root / OWNER).read_text())["ledger_id"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ForeignArchiveError(
-                f"{self._root / OWNER} cannot be read; it names the ledger of the files"
-            ) from error
-
     def belongs_to(self, ledger_id: str, *, has_files: bool) -> None:
         """The archive is that ledger's from now on; `has_files` says that the ledger knows of files in it.
 
@@ -94,18 +83,14 @@ class Archive:
         ForeignArchiveError
             Where it is another's, or empty though it should not be.
         """
-        if self.owner() is None:
+        if owner_of(self._root) is None:
             if has_files and not any(self._root.glob("[0-9a-f][0-9a-f]/*")):
                 raise ForeignArchiveError(
                     f"the archive {self._root} is empty, but the ledger has files in it: is it mounted? Mount or "
                     f'restore it; to go on without them, write {{"ledger_id": "{ledger_id}"}} to {self._root / OWNER}'
                 )
             self._take_for(ledger_id)
-        if (owner := self.owner()) != ledger_id:
-            raise ForeignArchiveError(
-                f"the archive {self._root} belongs to ledger {owner}, the database is ledger {ledger_id}: give each "
-                f"node an archive_dir and a database of its own; after a restore, delete {self._root / OWNER}"
-            )
+        expect_owner(self._root, ledger_id)
 
     def _take_for(self, ledger_id: str) -> None:
         """The first of several that do this at the same time has it, and nobody ever sees half a file."""
@@ -128,6 +113,31 @@ class Archive:
         for leftover in leftovers:
             leftover.unlink()
         return len(leftovers)
+
+
+def expect_owner(root: Path, ledger_id: str) -> None:
+    """The archive in `root` is that ledger's; nothing is made or written.
+
+    Raises
+    ------
+    ForeignArchiveError
+        Where it is another's, or says not whose.
+    """
+    if (owner := owner_of(root)) != ledger_id:
+        raise ForeignArchiveError(
+            f"the archive {root} belongs to ledger {owner}, the database is ledger {ledger_id}: give each "
+            f"node an archive_dir and a database of its own; after a restore, delete {root / OWNER}"
+        )
+
+
+def owner_of(root: Path) -> str | None:
+    """The ledger whose files these are; None where nobody has said so yet."""
+    try:
+        return str(json.loads((root / OWNER).read_text())["ledger_id"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ForeignArchiveError(f"{root / OWNER} cannot be read; it names the ledger of the files") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
+from pynetdicom.pdu import A_ASSOCIATE_RJ
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
     from pynetdicom.association import Association
     from pynetdicom.events import Event
+    from pynetdicom.pdu_primitives import A_ASSOCIATE
 
     from dicom_node.config import Settings
 
@@ -156,9 +158,17 @@ class Pacs:
             entity.add_requested_context(syntax, ImplicitVRLittleEndian)
         peer = self._peer
         connected: list[Event] = []
+        rejections: list[A_ASSOCIATE] = []
+
+        def note_rejection(event: Event) -> None:
+            if isinstance(event.pdu, A_ASSOCIATE_RJ):
+                rejections.append(event.pdu.to_primitive())
+
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_CONN_OPEN, bounded(self._timeout_s)),
             (evt.EVT_CONN_OPEN, connected.append),
+            # A rejection that comes at once ends the connection before pynetdicom looks, which then calls it none.
+            (evt.EVT_PDU_RECV, note_rejection),
         ]
         try:
             association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
@@ -169,7 +179,8 @@ class Pacs:
         if not association.is_established:
             if association.dul.socket is not None:
                 association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
-            raise _not_established(association, peer, Fault.SILENT if connected else Fault.UNREACHABLE)
+            fault = Fault.SILENT if connected else Fault.UNREACHABLE
+            raise _not_established(association, peer, fault, next(iter(rejections), None))
         try:
             yield association
         finally:
@@ -231,18 +242,18 @@ class Sender:
         return dcmread(file) if accepted == {ImplicitVRLittleEndian} else file
 
 
-def _not_established(association: Association, peer: Peer, fault: Fault) -> AssociationError:
+def _not_established(
+    association: Association, peer: Peer, fault: Fault, rejection: A_ASSOCIATE | None
+) -> AssociationError:
     where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
-    answer = association.acceptor.primitive
-    if association.is_rejected:
-        reason = getattr(answer, "reason_str", "no reason given")
+    if rejection is not None:
         return AssociationError(
-            f"{where} rejected the association: {reason}",
+            f"{where} rejected the association: {rejection.reason_str}",
             fault=Fault.REJECTED,
-            permanent=getattr(answer, "result", None) == _REJECTED_PERMANENT,
-            rejection=(getattr(answer, "result_source", 0), getattr(answer, "diagnostic", 0)),
+            permanent=rejection.result == _REJECTED_PERMANENT,
+            rejection=(rejection.result_source or 0, rejection.diagnostic or 0),
         )
-    if answer is not None and not association.accepted_contexts:
+    if association.acceptor.primitive is not None and not association.accepted_contexts:
         return AssociationError(
             f"{where} accepts none of the proposed SOP classes", fault=Fault.NO_CONTEXT, permanent=True
         )

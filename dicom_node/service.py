@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import roles, supervisor
-from dicom_node.archive import Archive
+from dicom_node.archive import Archive, owner_of
 from dicom_node.database import Database, UnreachableError
 from dicom_node.dispatch import QUEUE_OF, Bells, BrokerError, Ringer, await_broker, check_broker
 from dicom_node.ledger import Ledger
@@ -110,14 +110,14 @@ def _has_broker(settings: Settings, ledger_id: str, stop: threading.Event, *, ne
 
 def _has_archive(settings: Settings, database: Database, stop: threading.Event, *, takes_it: bool) -> bool:
     """Only a listener takes an archive that is nobody's yet: what another host mounts in its place, it never fills."""
-    archive, told = Archive(settings.archive_dir), False
-    while not takes_it and archive.owner() is None:
+    folder, told = settings.archive_dir, False
+    while not takes_it and owner_of(folder) is None:
         if not told:
-            log.warning("waiting for `listen` to take %s for this node; is it mounted here?", settings.archive_dir)
+            log.warning("waiting for `listen` to take %s for this node; is it mounted here?", folder)
             told = True
         if stop.wait(_ARCHIVE_PAUSE_S):
             return False
-    archive.belongs_to(database.ledger_id(), has_files=Ledger(database).has_files())
+    Archive(folder).belongs_to(database.ledger_id(), has_files=Ledger(database).has_files())
     return True
 
 

@@ -131,7 +131,6 @@ def _register(app: Celery, screener: Screener, watch: Watch, ear: Ear) -> None:
             log.info("answering bells")
             consumer.timer.call_repeatedly(_PULSE_S, self._beat)
             watch.rest()
-
             connected.set()
 
         def _beat(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from dicom_node.archive import INCOMING, OWNER, Archive, sync_folder
+from dicom_node.archive import INCOMING, OWNER, expect_owner, sync_folder
 from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.database import Database, sqlite_file
 from dicom_node.doctor.finding import failure, failure_of, ok, warning
@@ -191,7 +191,7 @@ class Stores:
                 )
             return
         try:
-            Archive(root).belongs_to(self._database.ledger_id(), has_files=False)
+            expect_owner(root, self._database.ledger_id())
         except NodeError as error:
             yield failure_of("archive owner", error, f"see {root / OWNER}")
         except OSError as error:

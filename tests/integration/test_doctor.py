@@ -22,7 +22,7 @@ from pynetdicom.sop_class import Verification
 from sqlalchemy import text
 
 from dicom_node import doctor
-from dicom_node.archive import Archive
+from dicom_node.archive import OWNER, Archive
 from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.config import Settings
 from dicom_node.database import Database
@@ -197,6 +197,13 @@ def test_it_changes_nothing(service):
     before = state()
     examined(service)
     assert state() == before
+
+
+def test_it_makes_no_folder_in_an_archive_that_was_just_restored(embedded, tmp_path):
+    shutil.copy(embedded.archive_dir / OWNER, tmp_path / OWNER)
+    findings = {finding.check: finding.level for finding in examined(changed(embedded, archive_dir=tmp_path))}
+    assert findings["archive owner"] == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == [OWNER]
 
 
 def test_1_a_database_that_is_down(service):

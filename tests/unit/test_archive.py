@@ -1,10 +1,11 @@
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from dicom_node.archive import Archive
+from dicom_node.archive import OWNER, Archive, ForeignArchiveError, owner_of
 
 
 def files(root):
@@ -64,3 +65,22 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     kept = archive.store(b"whole")
     assert archive.clear_incoming() == 1
     assert files(tmp_path) == [archive.locate(kept.path)]
+
+
+def test_of_several_that_take_an_archive_at_the_same_time_all_agree(tmp_path):
+    archive = Archive(tmp_path / "archive")
+    for _ in range(30):
+        (tmp_path / "archive" / OWNER).unlink(missing_ok=True)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: archive.belongs_to("mine", has_files=False), range(8)))
+    with pytest.raises(ForeignArchiveError, match="belongs to ledger mine, the database is ledger yours"):
+        archive.belongs_to("yours", has_files=False)
+
+
+def test_an_empty_archive_is_not_taken_for_a_ledger_that_has_files(tmp_path):
+    archive = Archive(tmp_path / "archive")
+    with pytest.raises(ForeignArchiveError, match="is it mounted"):
+        archive.belongs_to("mine", has_files=True)
+    archive.store(b"one")
+    archive.belongs_to("mine", has_files=True)
+    assert owner_of(tmp_path / "archive") == "mine"
