@@ -1,6 +1,7 @@
 """A real node, started by the command line, and what a test asks of it and of a real Orthanc."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import redis
 from pydicom import dcmread
 
 from dicom_node.config import load
@@ -140,25 +142,30 @@ class Node:
         return wait_until(ended, timeout_s=timeout_s, what=f"the end of {uid}")
 
 
+_BROKERS = itertools.cycle(range(1, 15))
+
+
 class Service(Node):
     """The same node as separate processes, two workers among them, on a real PostgreSQL and a real Redis."""
 
     ROLES = ("listen", "worker", "worker", "deliver", "sweep")
 
-    def __init__(self, folder, postgres, redis, *peers, **settings):
+    def __init__(self, folder, postgres, server, *peers, **settings):
         self._postgres = postgres
         self._name = f"cxr_{secrets.token_hex(6)}"
         postgres.create_database(self._name)
-        with redis.client() as client:
-            client.flushall()  # of the node before
+        self._broker = f"{server.url.removesuffix('/0')}/{next(_BROKERS)}"  # a part of its own: others may run
+        self._broker_password = server.password
+        with self.broker() as client:
+            client.flushdb()  # of the node before
         super().__init__(
             folder,
             *peers,
             **{
                 "database_url": postgres.url(self._name),
                 "database_password": postgres.password,
-                "broker_url": redis.url,
-                "broker_password": redis.password,
+                "broker_url": self._broker,
+                "broker_password": server.password,
                 "threads": 1,
             }
             | settings,
@@ -167,10 +174,16 @@ class Service(Node):
         self.processes = []
         self.log = SimpleNamespace(read_text=lambda: self.logs)
 
+    def broker(self):
+        """A client of this node's own part of Redis."""
+        return redis.Redis.from_url(self._broker, password=self._broker_password)
+
     def start(self, roles=ROLES):
-        """Every process says that it is ready, one after the other; `process` is the last."""
-        for role in roles:
-            self.start_one(role)
+        """Every process says that it is ready; `process` is the last, which starts when the others are."""
+        *others, last = roles
+        for index in [self.start_one(role, wait=False) for role in others]:
+            self.await_ready(index)
+        self.start_one(last)
         return self
 
     def start_one(self, role, *, wait=True):
