@@ -124,6 +124,7 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
         "port": port,
         "database_url": _database_url(folder),
         "archive_dir": str(folder / "archive"),
+        "health_dir": str(folder / "health"),
         "bundle": settings.bundle,
         "device": settings.device,
     }
