@@ -17,7 +17,6 @@ from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, Bells, celery_app
 from dicom_node.domain import BundleError
-from dicom_node.ledger import ReleaseError
 from dicom_node.roles import announce_ready
 from dicom_node.service import joined
 from dicom_node.watch import Watch
@@ -116,7 +115,7 @@ def _register(app: Celery, screener: Screener, watch: Watch, ear: Ear) -> None:
         ear.hear()
         try:
             screener.screen_next(lambda: state.should_stop is not None)
-        except (DeviceError, BundleError, ReleaseError, MemoryError) as error:
+        except (DeviceError, BundleError, MemoryError) as error:
             log.error("the worker ends: %s", error or type(error).__name__)  # noqa: TRY400
             state.should_stop = _FAULT
         finally:
