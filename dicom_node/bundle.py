@@ -7,15 +7,24 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dicom_node.domain import BundleError
 
 MANIFEST = "manifest.json"
 
+Option = bool | int | float | str | tuple[str, ...]
+
 
 class _Part(BaseModel):
+    """Part of a manifest; what it leaves out is left out again where it is written."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The ledger compares manifests as text: one that an older node wrote there must come out as it went in."""
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
 
 class Code(_Part):
@@ -34,10 +43,31 @@ class OperatingPoint(_Part):
     specificity: float = Field(ge=0, le=1)
 
 
+class Distribution(_Part):
+    """How the bundle's probability is spread over images of one class, each scored by networks that never saw it.
+
+    Attributes
+    ----------
+    quantiles
+        Probability by percentage of the images at or below it.
+    histogram
+        Images in each of as many bins of equal width between 0 and 1.
+    """
+
+    images: int = Field(ge=1)
+    quantiles: dict[str, float]
+    histogram: tuple[int, ...] = Field(min_length=1)
+
+
 class Target(_Part):
     """One question that the bundle answers.
 
-    `weights` are those of the members in the mean of calibrated logits that makes the probability.
+    Attributes
+    ----------
+    weights
+        Of the members in the mean of calibrated logits that makes the probability.
+    reference
+        By class, ``positive`` and ``negative``, the probabilities that the operating points were chosen on.
     """
 
     name: str
@@ -46,6 +76,7 @@ class Target(_Part):
     weights: dict[str, float]
     operating_point: str
     operating_points: dict[str, OperatingPoint]
+    reference: dict[str, Distribution] = Field(default_factory=dict)
 
     @property
     def threshold(self) -> float:
@@ -69,12 +100,13 @@ class Calibration(_Part):
 
 
 class Member(_Part):
-    """One trained network: `architecture` names its class in `training.models`."""
+    """One trained network: `architecture` and `options` are its name and arguments in `training.models.registry`."""
 
     name: str
     title: str
     version: str
     architecture: str
+    options: dict[str, Option] = Field(default_factory=dict)
     citation: str
     weights: tuple[WeightFile, ...] = Field(min_length=1)
     preprocessing: dict[str, float | int | str]

@@ -1,61 +1,155 @@
-"""`python -m training`: train a published method, export it as a bundle, evaluate the bundle."""
+"""`python -m training`: train the published methods, evaluate them beside their papers, export them as bundles."""
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.logging import RichHandler
 
-from training import evaluate as evaluation
-from training import export as exporting
-from training.papers import zhang2020
-from training.train import fit
+from training.data.cli import app as data_app
+from training.papers import PAPERS
 
-app = typer.Typer(help="Train, export and evaluate the published methods.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from training.recipe import Recipe
+
+app = typer.Typer(help="Train, evaluate and export the published methods.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+PaperName = StrEnum("PaperName", {name.upper(): name for name in PAPERS})  # type: ignore[misc]
 
 
-class Method(StrEnum):
-    """The methods that can be trained."""
+class Profile(StrEnum):
+    """How much is trained: the paper's recipe, or what two CPU cores can do within the hour."""
 
-    ZHANG = "zhang"
+    PAPER = "paper"
+    SMALL = "small"
 
 
-RECIPES = {Method.ZHANG: zhang2020.RECIPE}
+class Protocol(StrEnum):
+    """The paper's own data set and splits, or five folds over everything at hand and a final network."""
 
-MethodArgument = Annotated[Method, typer.Argument(help="Which method.")]
-Data = Annotated[Path, typer.Option(help="Folder of index.csv and its images.", exists=True, file_okay=False)]
-Workdir = Annotated[Path, typer.Option(help="Folder of checkpoints and out-of-fold scores; a run resumes from it.")]
-Bundle = Annotated[Path, typer.Option(help="Folder of the bundle.", file_okay=False)]
+    PAPER = "paper"
+    FOLDS = "folds"
+
+
+class Task(StrEnum):
+    """What a network with two classes is asked for."""
+
+    COVID19 = "covid19"
+    PNEUMONIA = "pneumonia"
+
+
+Data = Annotated[Path, typer.Option(help="Manifest, or folder of manifest.csv or index.csv.", exists=True)]
+Workdir = Annotated[Path, typer.Option(help="Folder of checkpoints, decoded images and finished experiments.")]
+Runs = Annotated[list[Path], typer.Argument(help="Folders of finished experiments.", exists=True, file_okay=False)]
+Out = Annotated[Path, typer.Option(help="Folder that is written.")]
 
 
 @app.callback()
 def _log() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
 
 
 @app.command()
-def train(method: MethodArgument, data: Data, workdir: Workdir) -> None:
-    """Train once per fold and then on all of `train`; a run that was stopped goes on where it was."""
-    fit(data, workdir, RECIPES[method])
-
-
-@app.command()
-def export(
-    method: MethodArgument, data: Data, workdir: Workdir, bundle: Bundle, name: str = "starter", release: str = "1.0.0"
+def train(
+    paper: Annotated[PaperName, typer.Argument(help="Which paper.")],
+    data: Data,
+    workdir: Workdir,
+    variant: Annotated[str, typer.Option(help="Network or ablation; without it the paper's main one.")] = "",
+    profile: Annotated[Profile, typer.Option(help=Profile.__doc__ or "")] = Profile.PAPER,
+    protocol: Annotated[Protocol, typer.Option(help=Protocol.__doc__ or "")] = Protocol.PAPER,
+    task: Annotated[Task, typer.Option(help=Task.__doc__ or "")] = Task.COVID19,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the working folder.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.")] = 20,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE: a field of the recipe, or pretraining.NAME=VALUE.")
+    ] = None,
 ) -> None:
-    """Write the trained weights and their manifest as a bundle."""
-    exporting.export(data, workdir, bundle, name=name, release=release, recipe=RECIPES[method])
+    """Train a paper's method and score its test images."""
+    from training.train import train as run
+
+    recipe = PAPERS[paper].recipe(variant or PAPERS[paper].variants[0], profile).but(seed=seed)
+    recipe = changed(recipe, settings or [])
+    progress = sys.stderr.isatty()
+    where = run(recipe, data, workdir, protocol=protocol, task=task, resume=resume, device=device, progress=progress)
+    typer.echo(where)
 
 
 @app.command()
-def evaluate(data: Data, workdir: Workdir, bundle: Bundle) -> None:
-    """Score the bundle's weights on `val` and `external`; write its evaluation.json and MODEL_CARD.md."""
-    evaluation.evaluate(data, workdir, bundle)
+def evaluate(runs: Runs, data: Data, out: Out) -> None:
+    """Write evaluation.json, a page of plots, and a table that sets ours beside the paper's."""
+    from training.evaluation.evaluate import evaluate as run
+
+    run(runs, data, out)
+    typer.echo(out)
+
+
+@app.command()
+def export(runs: Runs, data: Data, out: Out, name: str = "ensemble", release: str = "0.1.0") -> None:
+    """Write the networks of `folds` experiments as a bundle that `dicom-node` loads, and evaluate it."""
+    from training.export import export as run
+
+    run(runs, data, out, name=name, release=release)
+    typer.echo(out)
+
+
+@app.command()
+def reproduction(
+    evaluations: Annotated[list[Path], typer.Argument(help="evaluation.json files.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="The Markdown file that is written.")],
+) -> None:
+    """Write the table of every paper's every number beside ours."""
+    from training.evaluation.reproduction import write_reproduction
+
+    write_reproduction(evaluations, out)
+    typer.echo(out)
+
+
+def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with the given fields changed; the record keeps what was trained.
+
+    Raises
+    ------
+    ValueError
+        Where a setting is no NAME=VALUE, or names no field.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        stage, _, field = name.rpartition(".")
+        if not equals:
+            raise ValueError(f"--set {setting}: NAME=VALUE is needed")
+        target = recipe.pretraining if stage == "pretraining" else recipe if not stage else None
+        if target is None or field not in {known.name for known in fields(target)}:
+            raise ValueError(f"--set {setting}: a recipe has no field {name}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        target = target.but(**{field: tuple(value) if isinstance(value, list) else value})
+        recipe = recipe.but(pretraining=target) if stage else target
+    return recipe
+
+
+def main() -> None:
+    """Run a command; what stands against it is one line and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -1,149 +1,257 @@
-"""Zhang's network trained by its recipe: once per fold for out-of-fold scores, then on all of `train`."""
+"""An experiment, run by run: networks trained, finished, rounded as they ship, and their test images scored."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import json
 import logging
-import math
+import os
+import platform
 import time
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from rich.progress import track
 
-from training.augment import augment
-from training.datasets import fold_of, load_squares, read_index
-from training.models.preprocess import Preprocess
-from training.models.zhang import SCORE_NAMES, Zhang2020, classification_loss, deviation_loss
-from training.scoring import round_to_half, score
+from training import records
+from training.data.manifest import NAMES, read_manifest
+from training.data.squares import load_squares
+from training.experiment import (
+    check_apart,
+    for_task,
+    plan,
+    pretraining_set,
+    validation_part,
+)
+from training.finishing import FINISHING
+from training.fit import LAST, Images, fit, identity, torch_device
+from training.models.backbones import starting_weights
+from training.models.registry import build
+from training.papers import PAPERS
+from training.scoring import round_to_half, score_pictures, transform_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from training.datasets import Picture
-    from training.papers.zhang2020 import Recipe
+    from training.data.manifest import Picture
+    from training.papers.paper import DataSet, Run
+    from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-
-OUT_OF_FOLD = "out_of_fold.csv"
-FINAL = "final.pt"
+_RUN = "run.json"
 
 
-def fit(data: Path, workdir: Path, recipe: Recipe) -> None:
-    """`workdir` holds the network trained on all of `train`, and the scores of each image by one that never saw it.
+def train(
+    recipe: Recipe,
+    data: Path,
+    workdir: Path,
+    *,
+    protocol: str = "paper",
+    task: str = "covid19",
+    resume: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+) -> Path:
+    """The folder of the finished experiment.
 
-    Whatever an earlier run left there is kept: it costs a crash the epoch in which it happened.
+    Raises
+    ------
+    ValueError
+        In one line, where the images, the recipe, the device or what already lies in `workdir` stand against it.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    pictures = read_index(data, "train")
-    squares = load_squares(pictures, recipe.resize)
-    folds = fold_of(pictures, recipe.folds, recipe.seed)
-    rows = []
-    for fold in range(recipe.folds):
-        kept, held_back = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        training = [pictures[i] for i in kept]
-        checkpoint = workdir / f"fold{fold}.pt"
-        network = round_to_half(train_network(training, squares[kept], recipe, checkpoint, recipe.seed + fold))
-        tested = [pictures[i] for i in held_back]
-        scores = score(network, Preprocess(recipe.resize, recipe.crop), tested)
-        rows += [{"image_id": p.image_id, "fold": fold, **s} for p, s in zip(tested, scores, strict=True)]
-        log.info("fold %d: %d held-back images scored", fold, len(tested))
-    with (workdir / OUT_OF_FOLD).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["image_id", "fold", *SCORE_NAMES])
-        writer.writeheader()
-        writer.writerows(rows)
-    train_network(pictures, squares, recipe, workdir / FINAL, recipe.seed + recipe.folds)
+    paper = PAPERS[recipe.paper]
+    recipe = for_task(recipe, task)
+    kind = protocol if task == "covid19" else f"{protocol}-{task}"
+    experiment = workdir / recipe.paper / recipe.variant / f"{kind}-{recipe.profile}"
+    if experiment.exists() and not resume:
+        raise ValueError(f"{experiment} already exists; go on with it by --resume, or give another --workdir")
+    experiment.mkdir(parents=True, exist_ok=True)
+    started = datetime.now(UTC)
+    pictures = read_manifest(data)
+    data_set, runs = plan(paper, recipe, pictures, protocol, task)
+    for run in runs:
+        check_apart(data_set, run)
+    stock = _Stock(pictures, workdir, device, progress=progress)
+    rows: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
+    for index, run in enumerate(runs):
+        folder = experiment / run.name
+        if not (folder / _RUN).is_file():
+            tested = run.test if protocol == "folds" else np.concatenate([other.test for other in runs])
+            _one(recipe, data_set, run, tested, stock, folder, recipe.seed + index)
+        done = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+        if done["identity"] != identity(recipe, recipe.seed + index):
+            raise ValueError(f"{folder} was trained by other settings; give another --workdir")
+        figures.append(done["figures"])
+        rows += done["scores"]
+        log.info("%s %s: %s", recipe.paper, run.name, done["figures"])
+    records.write_scores(experiment, rows)
+    record = {
+        "paper": recipe.paper,
+        "variant": recipe.variant,
+        "profile": recipe.profile,
+        "protocol": protocol,
+        "task": task,
+        "recipe": records.plain(recipe),
+        "differences": list(paper.differences[recipe.profile]),
+        "data": {
+            "manifest_sha256": hashlib.sha256(_manifest(data).read_bytes()).hexdigest(),
+            "images": records.counts(f"{picture.source}/{picture.finding}" for picture in data_set.pictures),
+            "skipped": sum(figure["skipped"] for figure in figures),
+        },
+        "runs": figures,
+        "seed": recipe.seed,
+        "code": {"version": version("cxr-dicom-node"), "sha256": code_sha256()},
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(sum(figure["seconds"] for figure in figures)),
+    }
+    records.write_record(experiment, record)
+    return experiment
 
 
-def step(network: Zhang2020, optimiser: torch.optim.Optimizer, inputs: Tensor, y: Tensor) -> float:
-    """One update by the sum of both losses; returns that sum."""
-    network.train()
-    optimiser.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores, _ = network(inputs.contiguous(memory_format=torch.channels_last))
-    loss = classification_loss(scores.classification.float(), y) + deviation_loss(scores.anomaly.float(), y)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    return float(loss.detach())
+class _Stock:
+    """The images and backbones that runs share."""
+
+    def __init__(self, pictures: Sequence[Picture], workdir: Path, device: str, *, progress: bool) -> None:
+        self.pictures, self.workdir, self.device, self.progress = pictures, workdir, device, progress
+
+    def images(self, data: DataSet, index: NDArray[np.int64], side: int) -> Images:
+        """The readable ones of the images, as training uses them."""
+        squares, readable = load_squares(data.pictures, side, self.workdir / "squares")
+        strata = [f"{p.source}/{data.classes[label]}" for p, label in zip(data.pictures, data.labels, strict=True)]
+        return Images(squares, data.labels, strata).chosen(index[readable[index]])
+
+    def readable(self, data: DataSet, index: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+        """Those of the indices whose images can be read."""
+        return index[load_squares(data.pictures, side, self.workdir / "squares")[1][index]]
+
+    def backbone(self, recipe: Recipe, tested: Sequence[Picture], seed: int) -> Path:
+        """File of a backbone trained by Basu's first stage on images of no patient that is tested; made once."""
+        data = pretraining_set(self.pictures, tested)
+        what = records.plain(recipe.but(paper="", variant="", profile=""))
+        names = sorted(picture.image_id for picture in data.pictures)
+        digest = hashlib.sha256(json.dumps([what, names, seed], sort_keys=True).encode()).hexdigest()[:16]
+        folder = self.workdir / "backbones" / digest
+        file = folder / records.WEIGHTS
+        if not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            began = time.monotonic()
+            torch.manual_seed(seed)
+            network = build(recipe.architecture, recipe.options)
+            trained, held = validation_part(data, seed)
+            figures = fit(
+                network,
+                recipe,
+                self.images(data, trained, recipe.resize),
+                folder,
+                validation=self.images(data, held, recipe.resize),
+                seed=seed,
+                device=self.device,
+                progress=self.progress,
+            )
+            figures |= {"images": len(trained), "seconds": round(time.monotonic() - began)}
+            (folder / _RUN).write_text(json.dumps(figures), encoding="utf-8")
+            _save(network.backbone_state(), file)
+            _forget_checkpoints(folder)
+            log.info("backbone %s: %s", network.backbone_name, figures)
+        return file
 
 
-def train_network(
-    pictures: Sequence[Picture], squares: Tensor, recipe: Recipe, checkpoint: Path, seed: int
-) -> Zhang2020:
-    """A network trained for `recipe.epochs`; picks up from `checkpoint`, which holds the last finished epoch.
-
-    Parameters
-    ----------
-    squares
-        uint8, shape (N, resize, resize), one for each picture.
-    """
+def _one(
+    recipe: Recipe, data: DataSet, run: Run, tested: NDArray[np.int64], stock: _Stock, folder: Path, seed: int
+) -> None:
+    """Train one run and score its test images; `run.json` is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Any] = {"name": run.name, "skipped": 0}
+    weights = recipe.weights
+    if weights == "pretraining":
+        if recipe.pretraining is None:
+            raise ValueError(f"{recipe.paper} {recipe.variant} has no pretraining stage")
+        file = stock.backbone(recipe.pretraining, [data.pictures[i] for i in tested], recipe.seed)
+        figures["pretraining"] = json.loads((file.parent / _RUN).read_text(encoding="utf-8"))
+        weights = str(file)
+    began = time.monotonic()
     torch.manual_seed(seed)
-    network = Zhang2020().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=recipe.weight_decay)
-    done, seconds = 0, 0.0
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        done, seconds = state["epochs"], state["seconds"]
-    labels = torch.tensor([float(picture.positive) for picture in pictures])
-    steps = recipe.images_per_epoch // recipe.batch
-    for epoch in range(done, recipe.epochs):
-        started = time.monotonic()
-        generator = torch.Generator().manual_seed(1000 * seed + epoch)
-        order = draw_epoch(pictures, recipe, np.random.default_rng((seed, epoch)))
-        losses = []
-        for index in track(range(steps), f"{checkpoint.stem}, epoch {epoch + 1}", transient=True):
-            for group in optimiser.param_groups:
-                group["lr"] = learning_rate(epoch + index / steps, recipe)
-            chosen = order[index * recipe.batch : (index + 1) * recipe.batch]
-            inputs = augment(squares[chosen], recipe, generator)
-            losses.append(step(network, optimiser, inputs, labels[chosen]))
-        seconds += time.monotonic() - started
-        _save(checkpoint, network, optimiser, epoch + 1, seconds)
-        log.info(
-            "%s: epoch %d of %d, loss %.3f, %.0f s so far",
-            checkpoint.stem,
-            epoch + 1,
-            recipe.epochs,
-            sum(losses) / len(losses),
-            seconds,
-        )
-    return network.eval()
+    network = build(recipe.architecture, recipe.options)
+    starting_weights(weights, network)
+    wanted = [recipe.classes.index(name) for name in recipe.train_on or recipe.classes]
+    trained = run.train[np.isin(data.labels[run.train], wanted)]
+    images = stock.images(data, trained, recipe.resize)
+    test = stock.readable(data, run.test, recipe.resize)
+    figures["skipped"] = len(trained) + len(run.test) - len(images.labels) - len(test)
+    validation = stock.images(data, run.validation, recipe.resize) if len(run.validation) else None
+    figures |= fit(
+        network,
+        recipe,
+        images,
+        folder,
+        validation=validation,
+        seed=seed,
+        device=stock.device,
+        progress=stock.progress,
+    )
+    if recipe.finish:
+        FINISHING[recipe.finish](network, recipe, images, seed)
+    _save(round_to_half(network).state_dict(), folder / records.WEIGHTS)
+    figures |= {
+        "train": len(images.labels),
+        "test": len(test),
+        "train_by_class": records.counts(recipe.classes[label] for label in images.labels),
+        "seconds": round(time.monotonic() - began),
+    }
+    pictures = [data.pictures[i] for i in test]
+    found = score_pictures(network.to(torch_device(stock.device)), transform_of(recipe), pictures)
+    scores = [
+        {"run": run.name, "image_id": picture.image_id, "label": data.classes[data.labels[i]], **score}
+        for i, picture, score in zip(test, pictures, found, strict=True)
+    ]
+    unfinished = folder / (_RUN + ".part")
+    done = {"identity": identity(recipe, seed), "figures": figures, "scores": scores}
+    unfinished.write_text(json.dumps(done), encoding="utf-8")
+    unfinished.replace(folder / _RUN)
+    _forget_checkpoints(folder)
 
 
-def learning_rate(epoch: float, recipe: Recipe) -> float:
-    """The learning rate at a (broken) epoch: linear warm-up, then a cosine to zero."""
-    if epoch < recipe.warmup_epochs:
-        return recipe.learning_rate * (epoch + 0.01) / recipe.warmup_epochs
-    part = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+def _save(state: dict[str, torch.Tensor], file: Path) -> None:
+    """Write the tensors as float16, beside and then in place."""
+    halves = {name: (t.half() if t.is_floating_point() else t).contiguous() for name, t in state.items()}
+    for name, tensor in halves.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds values that half precision cannot: the training has diverged")
+    unfinished = file.with_suffix(".part")
+    safetensors.torch.save_file(halves, unfinished)
+    unfinished.replace(file)
 
 
-def draw_epoch(pictures: Sequence[Picture], recipe: Recipe, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of an epoch's images in random order, drawn by the recipe's share of each stratum.
-
-    A stratum smaller than its share is gone through again: its images come up equally often, give or take one.
-    """
-    strata = np.array([picture.stratum for picture in pictures])
-    drawn = []
-    for stratum, share in recipe.shares.items():
-        members = np.flatnonzero(strata == stratum)
-        wanted = math.ceil(share * recipe.images_per_epoch)
-        rounds = [rng.permutation(members) for _ in range(math.ceil(wanted / len(members)))]
-        drawn.append(np.concatenate(rounds)[:wanted])
-    return rng.permutation(np.concatenate(drawn))[: recipe.images_per_epoch]
+def _forget_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a finished training: optimiser states are large."""
+    for file in folder.glob(f"*{Path(LAST).suffix}"):
+        file.unlink()
 
 
-def _save(checkpoint: Path, network: Zhang2020, optimiser: torch.optim.Optimizer, epochs: int, seconds: float) -> None:
-    """Write the checkpoint beside and then over the old one, so that a crash leaves one whole."""
-    unfinished = checkpoint.with_suffix(".part")
-    state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epochs": epochs, "seconds": seconds}
-    torch.save(state, unfinished)
-    unfinished.replace(checkpoint)
+def _manifest(data: Path) -> Path:
+    return next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
+
+
+def code_sha256() -> str:
+    """One digest over the source files of `training`, in the order of their names."""
+    root = Path(__file__).parent
+    files = sorted(root.rglob("*.py"))
+    parts = [f"{file.relative_to(root)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def hardware() -> str:
+    """What a training ran on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores"

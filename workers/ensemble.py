@@ -16,8 +16,8 @@ from dicom_node.domain import BundleError, NodeError, Prediction, TargetResult
 from training.models.calibration import Platt
 from training.models.combine import combined_probability
 from training.models.preprocess import Preprocess
-from training.models.zhang import SCORE_NAMES, Zhang2020, named_scores
-from workers.saliency import maps_of_heads
+from training.models.registry import build
+from workers.saliency import member_maps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from dicom_node import bundle
     from dicom_node.domain import MemberMap
-
-_ARCHITECTURES = {"Zhang2020": Zhang2020}
+    from training.models.network import Network
 
 
 class OutputError(NodeError):
@@ -49,7 +48,7 @@ class DeviceError(NodeError):
 @dataclass(frozen=True, slots=True)
 class _Member:
     name: str
-    network: Zhang2020
+    network: Network
     transform: Preprocess
     calibration: Mapping[str, bundle.Calibration]
 
@@ -114,13 +113,13 @@ class Ensemble:
         scores: dict[str, dict[str, float]] = {}
         maps: list[MemberMap] = []
         for member in self._members:
-            features = member.network.embed(member.transform(image)[None].to(self._device))
-            raw = named_scores(member.network.judge(features))
+            outputs, intermediates = member.network(member.transform(image)[None].to(self._device))
+            raw = member.network.scores(outputs)
             scores[member.name] = {name: value.item() for name, value in raw.items()}
             for name, value in scores[member.name].items():
                 if not math.isfinite(value):
                     raise OutputError(f"{self.manifest.name} {self.release}: {name} of {member.name} is {value}")
-            maps += maps_of_heads(member.name, member.network, features, member.transform)
+            maps += member_maps(member.name, member.network, intermediates, member.transform)
         return Prediction(
             bundle=self.manifest.name,
             release=self.manifest.release,
@@ -149,21 +148,19 @@ def _device(name: str) -> torch.device:
 
 
 def _load_member(folder: Path, member: bundle.Member, device: torch.device) -> _Member:
-    if member.architecture not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise BundleError(f"{folder}: member {member.name}: unknown architecture {member.architecture}; known: {known}")
-    for target, scaling in member.calibration.items():
-        if scaling.output not in SCORE_NAMES:
-            raise BundleError(f"{folder}: member {member.name}: {target} is calibrated on unknown {scaling.output}")
     try:
+        network = build(member.architecture, member.options)
         transform = Preprocess.from_manifest(member.preprocessing)
     except ValueError as error:
         raise BundleError(f"{folder}: member {member.name}: {error}") from error
-    network = _ARCHITECTURES[member.architecture]()
+    for target, scaling in member.calibration.items():
+        if scaling.output not in network.score_names:
+            raise BundleError(f"{folder}: member {member.name}: {target} is calibrated on unknown {scaling.output}")
+    expected = network.state_dict()
     tensors: dict[str, Tensor] = {}
     for part in member.weights:
-        tensors |= _read_weights(folder / part.file, part.sha256, network.state_dict(), tensors)
-    if missing := sorted(network.state_dict().keys() - tensors.keys()):
+        tensors |= _read_weights(folder / part.file, part.sha256, expected, tensors)
+    if missing := sorted(expected.keys() - tensors.keys()):
         files = ", ".join(part.file for part in member.weights)
         raise BundleError(f"{folder}: tensor {missing[0]} of {member.architecture} is missing from {files}")
     network.load_state_dict(tensors)

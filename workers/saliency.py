@@ -5,29 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dicom_node.domain import MemberMap
-from training.models.explain import grad_cam, to_eight_bits
+from training.models.explain import to_eight_bits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
+    from training.models.network import Network
     from training.models.preprocess import Preprocess
-    from training.models.zhang import Zhang2020
 
 
-def maps_of_heads(member: str, network: Zhang2020, features: Tensor, transform: Preprocess) -> tuple[MemberMap, ...]:
-    """Grad-CAM of each head, at the resolution of the network's input.
+def member_maps(
+    member: str, network: Network, intermediates: Mapping[str, Tensor], transform: Preprocess
+) -> tuple[MemberMap, ...]:
+    """Every map that the network draws of one image, at the resolution of its input.
 
     Parameters
     ----------
-    features
-        The network's last feature map of one image, shape (1, C, h, w).
+    intermediates
+        What the network's `embed` gave of that image.
     """
     return tuple(
         MemberMap(
-            member=member,
-            name=name,
-            pixels=to_eight_bits(grad_cam(features, head)[0].cpu(), transform.crop).numpy(),
-            box=transform.box,
+            member=member, name=name, pixels=to_eight_bits(found[0].cpu(), transform.crop).numpy(), box=transform.box
         )
-        for name, head in network.heads.items()
+        for name, found in network.heatmaps(intermediates).items()
     )

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from training.metrics import auc, calibration_error, operating_points, proportion
 from training.models.calibration import Platt, fit_platt, sigmoid
 from training.models.combine import combined_probability
 
@@ -66,39 +65,3 @@ def test_weights_without_a_positive_sum_are_refused(weights):
 
 def test_platt_is_a_straight_line():
     assert Platt(2.0, -1.0).logit(0.75) == 0.5
-
-
-def test_operating_points_keep_what_they_promise():
-    probability = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
-    positive = np.array([False, False, True, False, True, False, True, True])
-    points = operating_points(probability, positive, 0.95)
-    assert points["high-sensitivity"] == {"threshold": pytest.approx(0.25), "sensitivity": 1.0, "specificity": 0.5}
-    assert points["balanced"]["sensitivity"] + points["balanced"]["specificity"] == 1.5
-
-
-def test_98_of_100_means_93_to_99_8_percent():
-    found = proportion(98, 100)
-    assert found is not None
-    assert (round(found["low"], 3), round(found["high"], 3)) == (0.930, 0.998)
-    assert proportion(0, 0) is None
-
-
-def test_the_auc_of_one_class_is_none():
-    assert auc(np.array([0.1, 0.2]), np.array([True, True]), ["a", "b"]) is None
-
-
-def test_copies_of_an_image_of_the_same_patient_do_not_narrow_the_interval_of_the_auc():
-    rng = np.random.default_rng(7)
-    positive = np.arange(60) % 2 == 0
-    scores = rng.normal(positive, 1.5)
-    alone = auc(scores, positive, [str(i) for i in range(60)], resamples=500)
-    grouped = auc(np.repeat(scores, 4), np.repeat(positive, 4), [str(i // 4) for i in range(240)], resamples=500)
-    assert alone is not None
-    assert grouped is not None
-    assert grouped["value"] == pytest.approx(alone["value"])
-    assert grouped["high"] - grouped["low"] == pytest.approx(alone["high"] - alone["low"], rel=0.2)
-
-
-def test_a_perfect_forecast_has_no_calibration_error():
-    assert calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == {"brier": 0.0, "ece": 0.0}
-    assert calibration_error(np.full(4, 0.5), np.array([True, True, True, False]))["ece"] == pytest.approx(0.25)

@@ -16,12 +16,14 @@ from sklearn.metrics import roc_auc_score
 from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.domain import BundleError, NodeError
 from dicom_node.pixels import read_picture
-from training.datasets import MAX_PIXELS, Picture, read_index
-from training.export import LARGEST_SHARD_BYTES, load_shipped, write_shards
+from training.data.manifest import Picture
+from training.data.manifest import read_manifest as read_pictures
+from training.data.squares import MAX_PIXELS
 from training.models.calibration import sigmoid
 from training.models.preprocess import Preprocess
 from training.models.zhang import Zhang2020
-from training.scoring import score
+from training.scoring import score_pictures
+from training.shipped import LARGEST_SHARD_BYTES, load_shipped, write_shards
 from workers.ensemble import Ensemble, OutputError
 
 TRANSFORM = Preprocess(resize=72, crop=64)
@@ -208,6 +210,31 @@ def test_an_unknown_architecture_is_refused(folder):
     refused(folder, "zhang", "Zhang2021")
 
 
+@pytest.mark.parametrize("options", [{"depth": 18}, {"heads": "three"}])
+def test_an_unknown_option_is_refused(folder, options):
+    change(folder, lambda member: member.update(options=options))
+    refused(folder, "zhang", str(next(iter(options.values()))))
+
+
+def test_an_option_that_is_no_plain_value_is_refused(folder):
+    change(folder, lambda member: member.update(options={"heads": {"first": "both"}}))
+    refused(folder, "options")
+
+
+def test_a_network_is_built_with_its_options(folder, state):
+    change(folder, lambda member: member.update(options={"heads": "anomaly"}))
+    change(folder, lambda member: member["calibration"]["covid19"].update(output="p_ano"))
+    rewrite(folder, {name: tensor for name, tensor in state.items() if "classification" not in name})
+    (prediction,) = Ensemble.load(folder).predict(pictures(1))
+    assert set(prediction.members["zhang"]) == {"p_ano"}
+    assert [found.name for found in prediction.maps] == ["anomaly"]
+
+
+def test_a_score_that_the_options_leave_out_cannot_be_calibrated(folder):
+    change(folder, lambda member: member.update(options={"heads": "anomaly"}))
+    refused(folder, "zhang", "unknown p_avg")
+
+
 def test_an_unknown_preprocessing_is_refused(folder):
     change(folder, lambda member: member["preprocessing"].update(standardise="by data set"))
     refused(folder, "zhang", "by data set")
@@ -292,6 +319,11 @@ def test_the_starter_bundle_is_whole_and_small_enough(starter):
     assert starter.manifest == manifest
 
 
+def test_the_starters_manifest_is_written_out_as_it_was_read():
+    folder = find_bundle("starter")
+    assert read_manifest(folder).model_dump(mode="json") == json.loads((folder / "manifest.json").read_text())
+
+
 def test_the_card_names_the_figures_of_evaluation_json():
     folder = find_bundle("starter")
     card = (folder / "MODEL_CARD.md").read_text()
@@ -322,9 +354,8 @@ def test_training_and_service_score_an_image_to_the_same_bit(starter, tmp_path):
     folder = find_bundle("starter")
     path = tmp_path / "a.png"
     Image.fromarray((pictures(1)[0] * 255).astype(np.uint8)).save(path)
-    network = load_shipped(folder, json.loads((folder / "manifest.json").read_text()))
-    transform = Preprocess.from_manifest(starter.manifest.members[0].preprocessing)
-    (trained,) = score(network, transform, [Picture("a", path, "val", "nih", "p", "normal", "PA", "")])
+    network, transform = load_shipped(folder, json.loads((folder / "manifest.json").read_text())["members"][0])
+    (trained,) = score_pictures(network, transform, [Picture("a", path, "val", "nih", "p", "normal")])
     (served,) = starter.predict([read_picture(path, max_pixels=MAX_PIXELS)])
     assert served.members["zhang"] == trained
 
@@ -332,13 +363,13 @@ def test_training_and_service_score_an_image_to_the_same_bit(starter, tmp_path):
 @pytest.mark.timeout(900)  # 1,062 images: half a minute on two idle cores
 def test_screening_val_by_the_command_reproduces_the_card(starter, data_dir):
     result = json.loads((find_bundle("starter") / "evaluation.json").read_text())["val"]
-    val = read_index(data_dir / "cxr", "val")
+    val = [picture for picture in read_pictures(data_dir / "cxr") if picture.frontal and picture.split == "val"]
     command = [sys.executable, "-m", "dicom_node", "screen", "--json", *(str(picture.path) for picture in val)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["path"] for line in lines] == [str(picture.path) for picture in val]
     probability = np.array([line["probability"] for line in lines])
-    positive = np.array([picture.positive for picture in val])
+    positive = np.array([picture.finding == "covid19" for picture in val])
     source = np.array([picture.source for picture in val])
     chosen = {name: source == name for name in np.unique(source)}
     chosen |= {"adults": source != "kermany", "pooled": np.ones(len(val), dtype=bool)}

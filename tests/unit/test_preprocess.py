@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.models.preprocess import Preprocess, standardise
+from training.models.preprocess import Preprocess, square, standardise
 
 TRANSFORM = Preprocess(resize=220, crop=192)
 
@@ -80,7 +80,38 @@ def test_a_crop_that_is_not_centred_on_pixels_is_refused(resize, crop):
         Preprocess(resize, crop)
 
 
-def test_a_batch_is_standardised_image_by_image():
-    batch = torch.from_numpy(noise(64, 64)).repeat(2, 1, 1, 1)
-    batch[1] *= 0.1
-    assert torch.allclose(standardise(batch)[0], standardise(batch)[1], atol=1e-4)
+@pytest.mark.parametrize(("how", "channels"), [("per image", 1), ("imagenet", 3), ("none", 1)])
+def test_a_batch_is_standardised_image_by_image(how, channels):
+    images = [noise(80, 80), noise(80, 80) * 0.1]
+    transform = Preprocess(64, 48, how)
+    squares = torch.stack([square(image, 64) for image in images])[:, :, 8:56, 8:56]
+    batch = standardise(squares, how)
+    assert batch.shape == (2, channels, 48, 48)
+    assert batch.dtype == torch.float32
+    assert all(torch.equal(one, transform(image)) for one, image in zip(batch, images, strict=True))
+
+
+def test_imagenets_statistics_are_those_of_each_channel():
+    # White in the first channel is (1 - 0.485) / 0.229.
+    given = standardise(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), "imagenet").flatten(1)
+    assert given[1].tolist() == pytest.approx([2.2489, 2.4286, 2.6400], abs=1e-4)
+    assert given[0].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
+
+
+def test_without_standardisation_grey_levels_stay_as_they_are():
+    given = Preprocess(64, 64, "none")(np.full((100, 80), 0.3, dtype=np.float32))
+    assert given.flatten().tolist() == pytest.approx([0.3] * 64**2)
+
+
+@pytest.mark.parametrize("how", ["imagenet", "none"])
+def test_the_manifest_keeps_how_it_standardises(how):
+    transform = Preprocess(220, 192, how)
+    assert transform.to_manifest() == TRANSFORM.to_manifest() | {"standardise": how}
+    assert Preprocess.from_manifest(transform.to_manifest()) == transform
+
+
+def test_a_standardisation_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="standardise 'per batch' is not known; known: per image, imagenet, none"):
+        Preprocess(220, 192, "per batch")
+    with pytest.raises(ValueError, match="standardise '' is not known"):
+        Preprocess.from_manifest({"resize": 220, "crop": 192})

@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from dicom_node.bundle import find_bundle
 from training.models.explain import grad_cam, to_eight_bits
 from training.models.zhang import (
     MARGIN,
@@ -12,7 +14,6 @@ from training.models.zhang import (
     Zhang2020,
     classification_loss,
     deviation_loss,
-    named_scores,
 )
 
 
@@ -37,10 +38,16 @@ def test_it_gives_two_scores_per_image_and_the_last_feature_map(network):
     assert intermediates["features"].shape == (2, 512, 3, 2)
 
 
-def test_a_grey_image_is_the_same_as_its_three_channels(network):
-    grey = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        assert torch.equal(network(grey)[0].anomaly, network(grey.repeat(1, 3, 1, 1))[0].anomaly)
+@pytest.mark.parametrize(
+    ("heads", "names"), [("classification", ("p_cls",)), ("anomaly", ("p_ano",)), ("both", ("p_cls", "p_ano", "p_avg"))]
+)
+def test_a_single_task_network_has_one_head_and_its_score_alone(heads, names):
+    with torch.device("meta"):
+        network = Zhang2020(heads)
+    outputs = network.judge({"features": torch.zeros(2, 512, 3, 3, device="meta")})
+    assert [name for name, value in outputs._asdict().items() if value is not None] == list(network.heads)
+    assert tuple(network.scores(outputs)) == network.score_names == names
+    assert len(network.heads) == (2 if heads == "both" else 1)
 
 
 def test_the_classification_loss_has_its_minus():
@@ -64,7 +71,9 @@ def test_the_reference_scores_are_drawn_once_from_a_standard_normal():
 
 
 def test_p_avg_is_the_mean_of_p_cls_and_the_anomaly_score_by_the_margin():
-    scores = named_scores(Scores(torch.tensor([0.0]), torch.tensor([2 * MARGIN])))
+    with torch.device("meta"):
+        network = Zhang2020()
+    scores = network.scores(Scores(torch.tensor([0.0]), torch.tensor([2 * MARGIN])))
     assert scores["p_cls"].item() == 0.5
     assert scores["p_ano"].item() == 10
     assert scores["p_avg"].item() == 1.25  # not confined to [0, 1]
@@ -88,8 +97,17 @@ def test_grad_cam_is_black_where_nothing_speaks_for_the_output():
 
 def test_grad_cam_needs_no_gradients_of_the_trunk(network):
     with torch.no_grad():
-        features = network.embed(torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(4)))
-        heatmap = grad_cam(features, network.heads["anomaly"])
-    assert heatmap.shape == (1, 2, 2)
-    assert not heatmap.requires_grad
+        intermediates = network.embed(torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(4)))
+        maps = network.heatmaps(intermediates)
+    assert list(maps) == ["classification", "anomaly"]
+    assert torch.equal(maps["anomaly"], grad_cam(intermediates["features"], network.heads["anomaly"]))
+    assert all(heatmap.shape == (1, 2, 2) and not heatmap.requires_grad for heatmap in maps.values())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_the_starter_bundles_tensors_are_the_networks(network):
+    kept = {}
+    for file in sorted(find_bundle("starter").glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            kept |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    assert kept == {name: list(tensor.shape) for name, tensor in network.state_dict().items()}

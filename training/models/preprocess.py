@@ -17,25 +17,31 @@ if TYPE_CHECKING:
 
 # A picture of one grey would be divided by nothing; below this deviation (of a range of 1) there is no image.
 _LEAST_DEVIATION = 1e-4
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+PER_IMAGE, IMAGENET, NONE = STANDARDISATIONS = ("per image", "imagenet", "none")
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Square resize with antialias to `resize`, centre crop to `crop` (pixels), per-image standardisation."""
+    """Square resize with antialias to `resize`, centre crop to `crop` (pixels), standardisation."""
 
     resize: int
     crop: int
+    standardise: str = PER_IMAGE
 
     def __post_init__(self) -> None:
         """Refuse a crop that does not lie in the middle of whole pixels."""
         if not 0 < self.crop <= self.resize or (self.resize - self.crop) % 2:
             raise ValueError(f"crop {self.crop} does not lie centred in {self.resize} pixels")
+        if self.standardise not in STANDARDISATIONS:
+            raise ValueError(f"standardise {self.standardise!r} is not known; known: {', '.join(STANDARDISATIONS)}")
 
     @classmethod
     def from_manifest(cls, preprocessing: Mapping[str, float | int | str]) -> Preprocess:
         """The transform that `to_manifest` described; anything else is a ValueError."""
         given = dict(preprocessing)
-        transform = cls(int(given.get("resize", 0)), int(given.get("crop", 0)))
+        how = str(given.get("standardise", ""))
+        transform = cls(int(given.get("resize", 0)), int(given.get("crop", 0)), how)
         if given != transform.to_manifest():
             raise ValueError(f"preprocessing {given} is not known; this version knows {transform.to_manifest()}")
         return transform
@@ -47,7 +53,7 @@ class Preprocess:
             "resize": self.resize,
             "interpolation": "bilinear, antialias",
             "crop": self.crop,
-            "standardise": "per image",
+            "standardise": self.standardise,
         }
 
     @property
@@ -66,11 +72,11 @@ class Preprocess:
 
         Returns
         -------
-        float32, shape (1, crop, crop), zero mean and unit deviation; all zero for a picture of one grey.
+        float32, shape (1, crop, crop), or (3, crop, crop) where ImageNet's statistics of three channels are used.
         """
         start = (self.resize - self.crop) // 2
         window = slice(start, start + self.crop)
-        return standardise(square(image, self.resize)[:, window, window])
+        return standardise(square(image, self.resize)[None, :, window, window], self.standardise)[0]
 
 
 def square(image: NDArray[np.float32], side: int) -> Tensor:
@@ -79,7 +85,21 @@ def square(image: NDArray[np.float32], side: int) -> Tensor:
     return functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
-def standardise(pixels: Tensor) -> Tensor:
-    """Zero mean and unit deviation over the last two axes; zeros where there is no contrast."""
-    deviation, mean = torch.std_mean(pixels.double(), dim=(-2, -1), correction=0, keepdim=True)
-    return ((pixels - mean) / deviation.clamp_min(_LEAST_DEVIATION)).float()
+def standardise(pixels: Tensor, how: str) -> Tensor:
+    """The last step of the transform, in training and in service.
+
+    Parameters
+    ----------
+    pixels
+        Shape (N, 1, H, W), in [0, 1].
+    how
+        ``per image``: zero mean and unit deviation over each image, zeros where there is no contrast. ``imagenet``:
+        three equal channels, by the mean and deviation of each channel of ImageNet. ``none``: as it is.
+    """
+    if how == PER_IMAGE:
+        deviation, mean = torch.std_mean(pixels.double(), dim=(-2, -1), correction=0, keepdim=True)
+        return ((pixels - mean) / deviation.clamp_min(_LEAST_DEVIATION)).float()
+    if how == IMAGENET:
+        mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
+        return (pixels - mean) / deviation
+    return pixels

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18
 
+from training.models.classifier import load_matching
+from training.models.explain import grad_cam
+from training.models.network import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MARGIN = 5.0  # section 2: "margin is empirically set to 5"
 _REFERENCE = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MU_R = float(_REFERENCE.mean())
 SIGMA_R = float(_REFERENCE.std())
-SCORE_NAMES = ("p_cls", "p_ano", "p_avg")
+SCORES_OF_HEADS = {"both": ("p_cls", "p_ano", "p_avg"), "classification": ("p_cls",), "anomaly": ("p_ano",)}
 
 
 class Scores(NamedTuple):
-    """Raw outputs of the two heads, each of shape (N,): a logit and an anomaly score that reads as a z-score."""
+    """Raw outputs of the heads, each of shape (N,): a logit and an anomaly score that reads as a z-score.
 
-    classification: Tensor
-    anomaly: Tensor
+    None where the network has no such head.
+    """
+
+    classification: Tensor | None
+    anomaly: Tensor | None
 
 
 class Head(nn.Sequential):
@@ -41,41 +51,61 @@ class Head(nn.Sequential):
         )
 
 
-class Zhang2020(nn.Module):
-    """ResNet-18 trunk with a classification head and an anomaly head of the same form; 15,998,930 parameters."""
+class Zhang2020(Network):
+    """ResNet-18 trunk with a classification head and an anomaly head of the same form; 15,998,930 parameters.
 
-    def __init__(self) -> None:
+    With `heads` ``classification`` or ``anomaly`` it is one of the single-task networks of Fig. 3.
+    """
+
+    backbone_name = "resnet18"
+
+    def __init__(self, heads: str = "both") -> None:
         super().__init__()
+        if heads not in SCORES_OF_HEADS:
+            raise ValueError(f"heads {heads!r} are not known; known: {', '.join(SCORES_OF_HEADS)}")
         backbone = resnet18(weights=None)
         del backbone.avgpool, backbone.fc
         self.trunk = nn.Sequential()
         for name, stage in backbone.named_children():
             self.trunk.add_module(name, stage)
-        self.heads = nn.ModuleDict({"classification": Head(), "anomaly": Head()})
+        self.heads = nn.ModuleDict({name: Head() for name in Scores._fields if heads in ("both", name)})
+        self.score_names = SCORES_OF_HEADS[heads]
 
-    def embed(self, x: Tensor) -> Tensor:
-        """The trunk's last feature map.
+    def embed(self, x: Tensor) -> dict[str, Tensor]:
+        """`features`: the trunk's last feature map, shape (N, 512, ceil(H / 32), ceil(W / 32))."""
+        return {"features": self.trunk(x.expand(-1, 3, -1, -1))}
 
-        Parameters
-        ----------
-        x
-            Standardised images, shape (N, 1, H, W) or (N, 3, H, W); a grey one is repeated on three channels.
+    def judge(self, intermediates: Mapping[str, Tensor]) -> Scores:
+        """What the heads make of the trunk's last feature map."""
+        features = intermediates["features"]
+        found = {name: head(features).squeeze(1) for name, head in self.heads.items()}
+        return Scores(*(found.get(name) for name in Scores._fields))
 
-        Returns
-        -------
-        Shape (N, 512, ceil(H / 32), ceil(W / 32)).
+    def scores(self, outputs: Scores) -> dict[str, Tensor]:
+        """The paper's `p_cls`, `p_ano` and ``p_avg = (p_cls + p_ano / margin) / 2`` (text of eq. 3).
+
+        `p_avg` is not confined to [0, 1], as `p_ano` is not.
         """
-        features: Tensor = self.trunk(x.expand(-1, 3, -1, -1))
-        return features
+        found = {}
+        if outputs.classification is not None:
+            found["p_cls"] = torch.sigmoid(outputs.classification.double())
+        if outputs.anomaly is not None:
+            found["p_ano"] = outputs.anomaly.double()
+        if len(found) == 2:
+            found["p_avg"] = (found["p_cls"] + found["p_ano"] / MARGIN) / 2
+        return found
 
-    def judge(self, features: Tensor) -> Scores:
-        """What both heads make of the trunk's last feature map."""
-        return Scores(*(self.heads[name](features).squeeze(1) for name in Scores._fields))
+    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Grad-CAM of each head (section 3.2)."""
+        return {name: grad_cam(intermediates["features"], head) for name, head in self.heads.items()}
 
-    def forward(self, x: Tensor) -> tuple[Scores, dict[str, Tensor]]:
-        """Scores of the images, and the named intermediates: `features`, the trunk's last feature map."""
-        features = self.embed(x)
-        return self.judge(features), {"features": features}
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The trunk's weights."""
+        return dict(self.trunk.state_dict())
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the trunk's weights."""
+        load_matching(self.trunk, self.trunk.state_dict().keys(), state, self.backbone_name)
 
 
 def classification_loss(logit: Tensor, y: Tensor) -> Tensor:
@@ -87,12 +117,3 @@ def deviation_loss(anomaly: Tensor, y: Tensor) -> Tensor:
     """Mean of eq. 2: negatives are drawn to the reference's mean, positives at least `MARGIN` deviations above it."""
     deviation = (anomaly - MU_R) / SIGMA_R
     return ((1 - y) * deviation.abs() + y * functional.relu(MARGIN - deviation)).mean()
-
-
-def named_scores(scores: Scores) -> dict[str, Tensor]:
-    """The paper's `p_cls`, `p_ano` and ``p_avg = (p_cls + p_ano / margin) / 2`` (text of eq. 3), in float64.
-
-    `p_avg` is not confined to [0, 1], as `p_ano` is not.
-    """
-    p_cls, p_ano = torch.sigmoid(scores.classification.double()), scores.anomaly.double()
-    return dict(zip(SCORE_NAMES, (p_cls, p_ano, (p_cls + p_ano / MARGIN) / 2), strict=True))

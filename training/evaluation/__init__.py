@@ -1,0 +1,1 @@
+"""What trained networks are worth: figures with intervals, honest tasks, doubts, the papers' numbers beside ours."""

@@ -1,0 +1,175 @@
+"""What trained networks are worth: `evaluation.json`, a page to look at, the papers' numbers beside ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from training.data.manifest import NAMES, read_manifest
+from training.evaluation import statistics, tested
+from training.evaluation.anomaly import anomaly
+from training.evaluation.baselines import NoLungForests
+from training.evaluation.bootstrap import RESAMPLES
+from training.evaluation.comparison import write_comparison
+from training.evaluation.lungs import HEATMAP_IMAGES, RANDOMISED_IMAGES, lungs
+from training.evaluation.page import write_page
+from training.evaluation.rows import rows_of
+from training.evaluation.tasks import CHILDREN, COVID19, PNEUMONIA, combined, covid19_tasks, pneumonia_tasks, scored
+from training.experiment import FINAL
+from training.papers import PAPERS
+from training.records import read_labels, read_record, read_scores, recipe_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from training.data.manifest import Picture
+    from training.evaluation.rows import Rows
+    from training.evaluation.shape import Combination, Experiment
+    from training.evaluation.tasks import Scored
+    from training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+METHOD = {
+    "AUC, average precision, means, F1": "95 % percentile interval over {resamples} bootstrap draws of patients",
+    "sensitivity, specificity, accuracy, precision, recall": "95 % Clopper-Pearson interval over images, Wilson's and "
+    "the normal approximation (Minaee 2020, eq. 3) beside it; all too narrow where a patient has several images",
+    "of runs": "mean and sample deviation over the runs or folds",
+    "out of fold": "each image scored by the network whose fold held its patient and its near duplicates back",
+    "thresholds and calibration": "a fold's come from the other folds; the final network's from the out-of-fold "
+    f"scores of split train; in questions of COVID-19 against the rest without {', '.join(CHILDREN)} (children). "
+    "Calibration is Platt's",
+    "baselines": "random forests that see no lung, on the same images, folds and labels; the difference of the AUCs "
+    "is paired over the same bootstrap draws",
+    "lungs": "regions take the image's own mean grey; energy is the share of a heatmap's sum that lies on lung",
+    "randomisation": "rank correlation of heatmaps before and after the last layers get random weights, "
+    f"{RANDOMISED_IMAGES} images (Adebayo et al. 2018)",
+    "calibration": "Brier score; expected calibration error over ten bins of equal width; slope and intercept of the "
+    "logistic recalibration; net benefit after Vickers and Elkin 2006",
+}
+
+
+def evaluate(
+    experiments: Sequence[Path],
+    data: Path,
+    out: Path,
+    *,
+    heatmap_images: int = HEATMAP_IMAGES,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """What stands in `out/evaluation.json`, in the form of `training.evaluation.shape.Evaluation`.
+
+    The page and the comparison lie beside it.
+
+    Parameters
+    ----------
+    experiments
+        Folders of finished experiments; two or more of protocol `folds` are also evaluated as one ensemble.
+    data
+        The manifest that they were trained with, or its folder; `masks` and `lung_boxes.json` beside it.
+
+    Raises
+    ------
+    ValueError
+        Where an experiment is not finished, is given twice, or scored an image that the manifest has not.
+    """
+    pictures = read_manifest(data)
+    by_id = {picture.image_id: picture for picture in pictures}
+    names = [_name(folder) for folder in experiments]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two experiments are called {twice}; evaluate them apart")
+    forests = NoLungForests()
+    found: dict[str, Experiment] = {}
+    members: dict[str, tuple[Scored, Scored | None]] = {}
+    for name, folder in zip(names, experiments, strict=True):
+        log.info("evaluating %s", name)
+        found[name], member = _experiment(folder, data, by_id, forests, heatmap_images, resamples)
+        if member is not None:
+            members[name] = member
+    manifest = next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
+    result: dict[str, Any] = statistics.finite(
+        {
+            "experiments": found,
+            "combination": _combination(members, forests, resamples) if len(members) > 1 else None,
+            "method": {name: text.format(resamples=resamples) for name, text in METHOD.items()},
+            "manifest": {
+                "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+                "images": len(pictures),
+                "patients": len({picture.patient_id for picture in pictures}),
+            },
+        }
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / EVALUATION).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_page(result, out)
+    write_comparison(result, out)
+    return result
+
+
+def _name(folder: Path) -> str:
+    return "/".join(folder.resolve().parts[-3:])
+
+
+def _experiment(
+    folder: Path,
+    data: Path,
+    pictures: Mapping[str, Picture],
+    forests: NoLungForests,
+    heatmap_images: int,
+    resamples: int,
+) -> tuple[Experiment, tuple[Scored, Scored | None] | None]:
+    """All about one experiment, and what it gives to a combination."""
+    record = read_record(folder)
+    recipe = recipe_of(record)
+    rows = rows_of(record, read_scores(folder), read_labels(folder), list(pictures.values()))
+    with_folds = record["protocol"] == "folds"
+    judged = rows.chosen((rows.runs != FINAL) & (rows.labels >= 0))
+    task = "" if record["task"] == COVID19 else f" ({record['task']})"
+    found: Experiment = {
+        "record": record,
+        "title": f"{record['paper']} {record['variant']}, {record['protocol']}{task}, {record['profile']} profile",
+        "test": tested.figures(record, judged, pictures, resamples),
+        "published": [] if with_folds else tested.published(PAPERS[record["paper"]], record, judged, resamples),
+        "tasks": {},
+        "lungs": None,
+        "anomaly": anomaly(judged, pictures, resamples) if recipe.train_on else None,
+    }
+    member = _member(rows, recipe, record["task"], pictures) if with_folds else None
+    if member is not None:
+        found["tasks"] |= covid19_tasks(*member, forests, resamples)
+        asked = member[0].those(lambda picture: picture.finding in (COVID19, PNEUMONIA))
+        place = data if data.is_dir() else data.parent
+        found["lungs"] = lungs(folder, recipe, asked, place, heatmap_images=heatmap_images, resamples=resamples)
+    if with_folds:
+        out_of_fold = scored(rows.chosen(rows.runs != FINAL), recipe, record["task"], pictures, PNEUMONIA)
+        if out_of_fold is not None:
+            found["tasks"] |= pneumonia_tasks(out_of_fold, forests, resamples)
+    return found, member
+
+
+def _member(
+    rows: Rows, recipe: Recipe, task: str, pictures: Mapping[str, Picture]
+) -> tuple[Scored, Scored | None] | None:
+    """The scores that answer "COVID-19?", out of fold and of the run `final`; None where it is not asked."""
+    is_final = rows.runs == FINAL
+    out_of_fold = scored(rows.chosen(~is_final), recipe, task, pictures)
+    if out_of_fold is None:
+        return None
+    return out_of_fold, scored(rows.chosen(is_final), recipe, task, pictures) if np.any(is_final) else None
+
+
+def _combination(
+    members: Mapping[str, tuple[Scored, Scored | None]], forests: NoLungForests, resamples: int
+) -> Combination:
+    out_of_fold, final = combined(list(members.values()))
+    return {
+        "members": list(members),
+        "images": len(out_of_fold),
+        "tasks": covid19_tasks(out_of_fold, final, forests, resamples),
+    }

@@ -1,0 +1,111 @@
+"""The sanity check of Adebayo et al. 2018 (arXiv:1810.03292): heatmaps of random weights must be other heatmaps."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+from torch import nn
+from torch.nn import functional
+
+from training.evaluation import statistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.evaluation.shape import Randomised
+    from training.models.network import Network
+
+_PARTS = (0.25, 0.5, 0.75, 1.0)  # of the layers, counted from the last; before them the last one alone
+_CELLS = 16  # of a side at which heatmaps are compared, at most
+
+
+def heatmaps(network: Network, image: Tensor) -> dict[str, Tensor]:
+    """The network's maps of one input, each of shape (h, w)."""
+    with torch.no_grad():
+        maps = network.heatmaps(network.embed(image[None]))
+    return {name: found[0].float() for name, found in maps.items()}
+
+
+def layers(network: nn.Module) -> list[nn.Module]:
+    """The modules that hold parameters themselves, in the order in which the network names them."""
+    return [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def steps(network: nn.Module) -> list[int]:
+    """How many layers, from the last one down, each step gives random weights."""
+    count = len(layers(network))
+    return sorted({1, *(max(1, round(part * count)) for part in _PARTS)})
+
+
+def randomised(network: Network, last: int, seed: int) -> Network:
+    """A copy whose last layers have the weights of a fresh network; a layer that cannot reset itself gets noise."""
+    other = copy.deepcopy(network)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in layers(other)[-last:]:
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.normal_(0.0, float(parameter.std(correction=0)) or 1.0)
+    return other
+
+
+def similarity(before: Tensor, after: Tensor) -> tuple[float, float] | None:
+    """Spearman's and Kendall's rank correlation of two maps' cells; None where one is the same everywhere."""
+    one, other = (_cells(heatmap) for heatmap in (before, after))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return float(spearmanr(one, other).statistic), float(kendalltau(one, other).statistic)
+
+
+def _cells(heatmap: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    size = (min(heatmap.shape[0], _CELLS), min(heatmap.shape[1], _CELLS))
+    found = functional.adaptive_avg_pool2d(heatmap[None, None], size).double().flatten().numpy()
+    return np.asarray(found)
+
+
+class Randomisation:
+    """Similarities collected over images and networks of one form."""
+
+    def __init__(self) -> None:
+        self._of = 0
+        self._patients: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._found: dict[tuple[str, int], list[tuple[float, float] | None]] = defaultdict(list)
+
+    def add(self, network: Network, images: dict[str, Tensor], patients: dict[str, str], seed: int) -> None:
+        """Compare the maps of the network's inputs with those of its random copies; images and patients by image id."""
+        self._of = len(layers(network))
+        before = {image_id: heatmaps(network, image) for image_id, image in images.items()}
+        for last in steps(network):
+            other = randomised(network, last, seed)
+            for image_id, image in images.items():
+                for name, after in heatmaps(other, image).items():
+                    self._found[name, last].append(similarity(before[image_id][name], after))
+                    self._patients[name, last].append(patients[image_id])
+
+    def figures(self, resamples: int) -> dict[str, list[Randomised]]:
+        """By the map's name, one entry for each step, from the last layer alone to all."""
+        result: dict[str, list[Randomised]] = defaultdict(list)
+        for (name, last), found in self._found.items():
+            patients = self._patients[name, last]
+            # A map that is gone is not similar.
+            both = np.array([pair or (0.0, 0.0) for pair in found])
+            spearman, kendall = (statistics.mean(both[:, i], patients, resamples) for i in (0, 1))
+            if spearman is not None and kendall is not None:
+                result[name].append(
+                    {
+                        "layers": last,
+                        "of": self._of,
+                        "images": len(found),
+                        "spearman": spearman,
+                        "kendall": kendall,
+                        "empty": sum(pair is None for pair in found),
+                    }
+                )
+        return dict(result)

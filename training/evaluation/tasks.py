@@ -1,0 +1,332 @@
+"""The questions that a `folds` experiment can answer honestly, each asked of networks that never saw the patient.
+
+The class nearly equals the source, so that a network can answer "COVID-19 against the rest" by telling sources apart
+(DeGrave et al. 2021). Hence the questions within one source, where only the image tells, and beside every pooled
+figure those of its sources.
+
+A threshold or a calibration that is applied to a fold comes from the rows of the other folds; what is applied to the
+network `final` comes from the out-of-fold rows of split `train`, and nothing from `val` or `external`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from scipy.special import expit, log_expit
+
+from training.evaluation import statistics
+from training.evaluation.bootstrap import RESAMPLES
+from training.evaluation.groups import at, best_thresholds, brief, group
+from training.models.calibration import fit_platt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from training.data.manifest import Picture
+    from training.evaluation.rows import Rows
+    from training.evaluation.shape import Baseline, Brief, Task
+    from training.recipe import Recipe
+
+COVID19, PNEUMONIA, NORMAL, REST = "covid19", "pneumonia", "normal", "the rest"
+# A source is asked a question where it has this many images of either answer.
+LEAST_IMAGES = 20
+# Collections of children only: told from adults without a look at the lungs, they would move every threshold.
+CHILDREN = ("kermany",)
+NOT_STATED = "not stated"
+AGES = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (200, "60 and over"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Images with one score each.
+
+    Attributes
+    ----------
+    name
+        What the score is called.
+    scores
+        Larger is likelier positive; shape (N,).
+    outputs
+        What a calibration is fitted on, shape (N,): the score, in log-odds where the network gives them.
+    runs
+        The run whose network gave the score, shape (N,); that network never saw the image's patient.
+    calibrated
+        Whether `outputs` are the logits of a calibrated probability already.
+    """
+
+    pictures: tuple[Picture, ...]
+    name: str
+    scores: NDArray[np.float64]
+    outputs: NDArray[np.float64]
+    runs: NDArray[np.str_]
+    calibrated: bool = False
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pictures)
+
+    def those(self, fits: Callable[[Picture], bool]) -> Scored:
+        """The images that fit."""
+        return self.chosen(np.array([fits(picture) for picture in self.pictures], dtype=bool))
+
+    def chosen(self, which: NDArray[np.bool_]) -> Scored:
+        """Some of the images."""
+        pictures = tuple(picture for picture, is_in in zip(self.pictures, which, strict=True) if is_in)
+        return Scored(pictures, self.name, self.scores[which], self.outputs[which], self.runs[which], self.calibrated)
+
+    def finding(self, name: str) -> NDArray[np.bool_]:
+        """Which images have the finding."""
+        return np.array([picture.finding == name for picture in self.pictures], dtype=bool)
+
+    @property
+    def patients(self) -> list[str]:
+        """The patient of each image."""
+        return [picture.patient_id for picture in self.pictures]
+
+
+class Forests(Protocol):
+    """The no-lung baselines: title and out-of-fold score of each image, by name."""
+
+    def __call__(  # noqa: D102
+        self, pictures: Sequence[Picture], positive: NDArray[np.bool_], folds: NDArray[np.str_]
+    ) -> dict[str, tuple[str, NDArray[np.float64]]]: ...
+
+
+def scored(
+    rows: Rows, recipe: Recipe, task: str, pictures: Mapping[str, Picture], positive: str = COVID19
+) -> Scored | None:
+    """The score of each row that answers "`positive`?"; None where the network is not asked that.
+
+    "COVID-19?" is the recipe's own score. "Pneumonia?" (against normal) is the recipe's own score where that is the
+    experiment's `task`, or where the network was trained on one class and so tells anomalies of any kind; else
+    ``p_pneumonia / (p_pneumonia + p_normal)`` where the network gives both.
+    """
+    shown = tuple(pictures[image] for image in rows.images.tolist())
+    if positive == task or (task == COVID19 and recipe.train_on):
+        name = recipe.score
+        odds = name.replace("p_", "logit_", 1)
+        outputs = rows.column(odds if name.startswith("p_") and odds in rows.scores else name)
+        return Scored(shown, name, rows.column(name), outputs, rows.runs)
+    logits = [rows.scores.get(f"logit_{label}") for label in (PNEUMONIA, NORMAL)]
+    if positive != PNEUMONIA or logits[0] is None or logits[1] is None:
+        return None
+    outputs = log_expit(logits[0]) - log_expit(logits[1])
+    return Scored(shown, "p_pneumonia / (p_pneumonia + p_normal)", expit(outputs), outputs, rows.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What other images taught, for each image: thresholds by name and the calibrated logit, each of shape (N,)."""
+
+    thresholds: dict[str, NDArray[np.float64]]
+    logits: NDArray[np.float64]
+    learnt_on: str
+
+
+def learnt(asked: Scored, fit: Scored, positive: str, learnt_on: str) -> Applied | None:
+    """Thresholds and calibration for each of `asked`, from those of `fit` that other networks scored.
+
+    None where a fold leaves one class only.
+    """
+    thresholds: dict[str, NDArray[np.float64]] = {}
+    logits = asked.outputs.copy()
+    for run in np.unique(asked.runs):
+        others, here = fit.chosen(fit.runs != run), asked.runs == run
+        truth = others.finding(positive)
+        if truth.all() or not truth.any():
+            return None
+        for name, threshold in best_thresholds(others.scores, truth).items():
+            thresholds.setdefault(name, np.zeros(len(asked)))[here] = threshold
+        if not asked.calibrated:
+            platt = fit_platt(others.outputs, truth)
+            logits[here] = platt.slope * asked.outputs[here] + platt.intercept
+    return Applied(thresholds, logits, learnt_on)
+
+
+def covid19_tasks(
+    out_of_fold: Scored, final: Scored | None, forests: Forests | None = None, resamples: int = RESAMPLES
+) -> dict[str, Task]:
+    """COVID-19 against other pneumonia within a source, against the rest by source and pooled, and on `external`.
+
+    Parameters
+    ----------
+    out_of_fold
+        Each image once, scored by the fold network that never saw it.
+    final
+        The images of `val` and `external`, scored by the network trained on `train`.
+    """
+    found = dict(_within(out_of_fold, COVID19, PNEUMONIA, forests, resamples))
+    adults = out_of_fold.those(lambda picture: picture.source not in CHILDREN)
+    adults = adults if len(adults) else out_of_fold
+    for where, asked in _by_source(out_of_fold):
+        applied = learnt(asked, adults, COVID19, "on the other folds' images of adults")
+        found[f"covid19 against the rest, {where}"] = _task(
+            f"COVID-19 against the rest, {where}, out of fold", asked, COVID19, REST, applied, forests, resamples
+        )
+    if final is None:
+        return found
+    fit = adults.those(lambda picture: picture.split == "train")
+    on = "on the out-of-fold scores of the adults of split train"
+    for where, asked in _by_source(final.those(lambda picture: picture.split == "val")):
+        applied = learnt(asked, fit, COVID19, on)
+        title = f"COVID-19 against the rest, {where}, split val, network of split train"
+        found[f"val, {where}"] = _task(title, asked, COVID19, REST, applied, None, resamples)
+    # One small source with hardly any other image: sensitivity only.
+    asked = final.those(lambda picture: picture.split == "external" and picture.finding == COVID19)
+    if len(asked):
+        title = "Sensitivity to COVID-19 on a source never trained on, network of split train"
+        applied = learnt(asked, fit, COVID19, on)
+        found["external"] = _task(title, asked, COVID19, REST, applied, None, resamples)
+    return found
+
+
+def pneumonia_tasks(out_of_fold: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
+    """Pneumonia against normal within each source that holds both."""
+    return dict(_within(out_of_fold, PNEUMONIA, NORMAL, forests, resamples))
+
+
+def _within(
+    out_of_fold: Scored, positive: str, negative: str, forests: Forests | None, resamples: int
+) -> Iterator[tuple[str, Task]]:
+    """One finding against another in each source that has enough of both; COVID-19 on PA images alone too."""
+    both = out_of_fold.those(lambda picture: picture.finding in (positive, negative))
+    titles = {COVID19: "COVID-19", PNEUMONIA: "pneumonia", NORMAL: "normal"}
+    against = "other pneumonia" if negative == PNEUMONIA else titles[negative]
+    for source in sorted({picture.source for picture in both.pictures}):
+        views = ("", "PA") if positive == COVID19 else ("",)
+        for view in views:
+            asked = both.those(lambda p, s=source, v=view: p.source == s and v in ("", p.view))  # type: ignore[misc]
+            truth = asked.finding(positive)
+            if min(truth.sum(), (~truth).sum()) < LEAST_IMAGES:
+                continue
+            applied = learnt(asked, asked, positive, "on the other folds' images of this question")
+            where = f"{source}, {view}" if view else source
+            title = f"{titles[positive]} against {against} within {where}, out of fold"
+            title = title[0].upper() + title[1:]
+            task = _task(title, asked, positive, negative, applied, forests, resamples)
+            yield f"{positive} against {negative}, {where}", task
+
+
+def _by_source(images: Scored) -> Iterator[tuple[str, Scored]]:
+    """Each source alone, the adults' together, all together."""
+    sources = sorted({picture.source for picture in images.pictures})
+    for source in sources:
+        yield source, images.those(lambda picture, source=source: picture.source == source)  # type: ignore[misc]
+    if len(set(sources) - set(CHILDREN)) > 1:
+        yield "adults", images.those(lambda picture: picture.source not in CHILDREN)
+    if len(sources) > 1:
+        yield "pooled", images
+
+
+def _task(
+    title: str,
+    asked: Scored,
+    positive: str,
+    negative: str,
+    applied: Applied | None,
+    forests: Forests | None,
+    resamples: int,
+) -> Task:
+    truth = asked.finding(positive)
+    two_classes = bool(truth.any() and not truth.all())
+    thresholds, learnt_on = (applied.thresholds, applied.learnt_on) if applied else ({}, "")
+    by_threshold = at(asked.scores, truth, thresholds, learnt_on)
+    return {
+        "title": title,
+        "positive": positive,
+        "negative": negative,
+        "score": asked.name,
+        "figures": group(asked.scores, truth, asked.patients, by_threshold, resamples=resamples),
+        "calibration": statistics.calibration(expit(applied.logits), truth) if applied else None,
+        "baselines": _baselines(asked, truth, forests, resamples) if two_classes and forests else {},
+        "subgroups": _subgroups(asked, truth, thresholds, learnt_on, resamples) if two_classes else {},
+        "sources": sorted({picture.source for picture in asked.pictures}),
+    }
+
+
+def _baselines(asked: Scored, truth: NDArray[np.bool_], forests: Forests, resamples: int) -> dict[str, Baseline]:
+    found: dict[str, Baseline] = {}
+    for name, (title, scores) in forests(asked.pictures, truth, asked.runs).items():
+        area = statistics.auc(scores, truth, asked.patients, resamples)
+        more = statistics.auc_difference(asked.scores, scores, truth, asked.patients, resamples)
+        if area is not None and more is not None:
+            found[name] = {
+                "title": title,
+                "auc": area,
+                "difference": more,
+                "roc": statistics.roc(scores, truth),
+            }
+    return found
+
+
+def _subgroups(
+    asked: Scored,
+    truth: NDArray[np.bool_],
+    thresholds: Mapping[str, NDArray[np.float64]],
+    learnt_on: str,
+    resamples: int,
+) -> dict[str, dict[str, Brief]]:
+    """By view, sex and age, at the same thresholds."""
+    patients = np.array(asked.patients)
+    found: dict[str, dict[str, Brief]] = {}
+    for kind, value_of in SUBGROUPS.items():
+        values = np.array([value_of(picture) for picture in asked.pictures])
+        found[kind] = {}
+        for value in np.unique(values).tolist():
+            chosen = values == value
+            part = {name: threshold[chosen] for name, threshold in thresholds.items()}
+            by_threshold = at(asked.scores[chosen], truth[chosen], part, learnt_on)
+            found[kind][value] = brief(asked.scores[chosen], truth[chosen], patients[chosen], by_threshold, resamples)
+    return found
+
+
+def age_group(picture: Picture) -> str:
+    """The age in four bands."""
+    try:
+        age = float(picture.age)
+    except ValueError:
+        return NOT_STATED
+    return next((name for under, name in AGES if age < under), NOT_STATED)
+
+
+SUBGROUPS: dict[str, Callable[[Picture], str]] = {
+    "view": lambda picture: picture.view or NOT_STATED,
+    "sex": lambda picture: picture.sex or NOT_STATED,
+    "age": age_group,
+}
+
+
+def combined(members: Sequence[tuple[Scored, Scored | None]]) -> tuple[Scored, Scored | None]:
+    """The out-of-fold and the final scores of several networks as one: the mean of their calibrated logits.
+
+    Each is calibrated on the adults of the other folds, the final ones on the out-of-fold scores of split `train`'s
+    adults. Images that one of them has not scored are left out; the folds are those of the first.
+    """
+    first = members[0]
+    kept = set.intersection(*({picture.image_id for picture in member.pictures} for member, _ in members))
+    asked = first[0].those(lambda picture: picture.image_id in kept)
+    logits = np.mean([_logits(member, member, asked, "") for member, _ in members], axis=0)
+    out_of_fold = Scored(asked.pictures, "mean calibrated logit", expit(logits), logits, asked.runs, calibrated=True)
+    finals = [final for _, final in members if final is not None]
+    if len(finals) < len(members):
+        return out_of_fold, None
+    kept = set.intersection(*({picture.image_id for picture in final.pictures} for final in finals))
+    asked = finals[0].those(lambda picture: picture.image_id in kept)
+    logits = np.mean(
+        [_logits(final, member, asked, "train") for (member, _), final in zip(members, finals, strict=True)], axis=0
+    )
+    return out_of_fold, Scored(asked.pictures, "mean calibrated logit", expit(logits), logits, asked.runs, True)
+
+
+def _logits(member: Scored, fit: Scored, asked: Scored, split: str) -> NDArray[np.float64]:
+    """Calibrated logits of a member for the images of `asked`, in their order."""
+    adults = fit.those(lambda picture: picture.source not in CHILDREN and split in ("", picture.split))
+    applied = learnt(member, adults, COVID19, "")
+    if applied is None:
+        raise ValueError("a fold leaves one class only: the scores cannot be calibrated")
+    place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
+    return applied.logits[[place[picture.image_id] for picture in asked.pictures]]

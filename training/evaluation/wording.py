@@ -1,0 +1,149 @@
+"""Figures as people read them, in HTML and in Markdown."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from training.evaluation.shape import Baseline, Figure, OfRuns
+
+NOTHING = "–"
+DISCLAIMER = "Research and decision support; no clinical validity was measured."
+HONEST = "covid19 against pneumonia, cohen"
+POOLED = "covid19 against the rest, pooled"
+# Kinds of `training.papers.paper.KINDS` by the unit in which they are read.
+_PERCENT = (
+    "sensitivity",
+    "specificity",
+    "specificity at sensitivity",
+    "sensitivity at sensitivity",
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "micro precision",
+    "micro recall",
+)
+_COUNTS = ("images", "training images", "confusion")
+
+
+def interval(found: Figure | None, *, runs: bool = False) -> str:
+    """A fraction with its interval: ``0.643 [0.581, 0.702]``; with `runs` the mean and deviation of the runs too."""
+    if found is None:
+        return NOTHING
+    return _signed(f"{found['value']:.3f}{_between(found, '.3f')}{_runs(found, '.3f') if runs else ''}")
+
+
+def difference(found: Figure | None) -> str:
+    """A difference with its sign: ``+0.021 [-0.040, +0.080]``."""
+    if found is None:
+        return NOTHING
+    return _signed(f"{found['value']:+.3f}{_between(found, '+.3f')}")
+
+
+def share(found: Figure | None) -> str:
+    """A proportion in percent with its counts: ``98.0 % [93.0, 99.8], 98 of 100``."""
+    if found is None:
+        return NOTHING
+    of = f", {found['hits']} of {found['n']}" if "hits" in found else ""
+    return _signed(_in_percent(found) + of)
+
+
+def measured(found: Figure, kind: str) -> str:
+    """Our figure in the unit of its kind, with its interval and what it was run by run."""
+    if kind in _PERCENT:
+        return _signed(_in_percent(found, runs=True))
+    form = ".0f" if kind in _COUNTS else ".3f" if kind == "auc" else ".4g"
+    middle = f"{found['value']:.1f}".removesuffix(".0") if kind in _COUNTS else f"{found['value']:{form}}"
+    return _signed(f"{middle}{_between(found, form)}{'' if kind in _COUNTS else _runs(found, form)}")
+
+
+def published(value: float, kind: str, deviation: float | None = None, deviation_is: str = "") -> str:
+    """A paper's number as it was printed, in the same unit."""
+    factor, unit = (100, " %") if kind in _PERCENT else (1, "")
+    after = f" ± {deviation * factor:.6g}" if deviation is not None else ""
+    return _signed(f"{value * factor:.6g}{after}{unit}") + (f" ({deviation_is})" if after and deviation_is else "")
+
+
+def best_baseline(baselines: Mapping[str, Baseline]) -> Baseline | None:
+    """Of the forests that see no lung the one with the largest AUC."""
+    return max(baselines.values(), key=lambda found: found["auc"]["value"], default=None)
+
+
+def verdict(found: Figure | None) -> str:
+    """What an interval of the network's AUC minus a baseline's says."""
+    if found is None or found["low"] is None or found["high"] is None:
+        return "not compared"
+    if found["low"] > 0:
+        return "better than no lung"
+    if found["high"] < 0:
+        return "worse than no lung"
+    return "not told apart from no lung"
+
+
+def images(record: Mapping[str, Any]) -> str:
+    """The images of an experiment by source: ``cohen 437, nih 816``."""
+    by_source: dict[str, int] = {}
+    for name, count in record["data"]["images"].items():
+        source = name.partition("/")[0]
+        by_source[source] = by_source.get(source, 0) + count
+    return ", ".join(f"{source} {count:,}" for source, count in by_source.items()) or NOTHING
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.4 h``, ``12 days``."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 172_800)):
+        if seconds < most:
+            amount = seconds / size
+            return f"{amount:.1f} {unit}" if unit == "h" and amount < 10 else f"{amount:.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; what would break or decorate a cell is escaped."""
+    lines = [[cell(text) for text in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    escaped = re.sub(r"([\\`*<>|])", r"\\\1", " ".join(text.split()))
+    # An underscore inside a word and brackets without an address behind them mean nothing to Markdown.
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)
+    return escaped.replace("](", "]\\(")
+
+
+def prose(text: str, indent: str = "") -> str:
+    """A paragraph, or a list item with what follows it under its text, in lines of 120 characters."""
+    return textwrap.fill(
+        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _in_percent(found: Figure, *, runs: bool = False) -> str:
+    of_runs = _runs(found, ".1f", 100) if runs else ""
+    return f"{100 * found['value']:.1f} %{_between(found, '.1f', 100)}{of_runs}"
+
+
+def _between(found: Figure, form: str, factor: float = 1) -> str:
+    if found["low"] is None or found["high"] is None:
+        return ""
+    return f" [{found['low'] * factor:{form}}, {found['high'] * factor:{form}}]"
+
+
+def _runs(found: Figure, form: str, factor: float = 1) -> str:
+    runs: OfRuns | None = found.get("of_runs")
+    if runs is None or runs["deviation"] is None:
+        return ""
+    return f"; runs {runs['mean'] * factor:{form}} ± {runs['deviation'] * factor:{form}}"
+
+
+def _signed(text: str) -> str:
+    """A minus sign in place of the hyphen before a digit, and no sign before a zero."""
+    text = re.sub(r"(?<![\w.])[-+](0\.?0*)(?![\d.])", r"\1", text)
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)

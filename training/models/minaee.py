@@ -1,0 +1,78 @@
+"""Minaee et al. 2020, Deep-COVID (Medical Image Analysis 65:101794): fine-tuned classifiers, occlusion heatmaps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from training.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121")
+_AT_ONCE = 32
+
+
+class Minaee2020(Classifier):
+    """One of the four backbones with two outputs; its heatmap is by occlusion (section 4.7).
+
+    Parameters
+    ----------
+    occluder, stride
+        N and S of the sliding square, as fractions of the image's side, 0 < stride <= occluder <= 1; the paper is
+        silent on both.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        classes: tuple[str, ...] = ("other", "covid19"),
+        occluder: float = 0.25,
+        stride: float = 0.125,
+    ) -> None:
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone {backbone!r} is not known; known: {', '.join(BACKBONES)}")
+        if not 0 < stride <= occluder <= 1:
+            raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
+        super().__init__(backbone, classes)
+        self.occluder, self.stride = occluder, stride
+
+    def embed(self, x: Tensor) -> dict[str, Tensor]:
+        """`features`, the map in front of the last layer, and `input`, which occlusion needs."""
+        return {"input": x, **super().embed(x)}
+
+    @torch.no_grad()
+    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How much the last class' probability falls while a grey square covers the place, mean over its squares."""
+        name = self.classes[-1]
+        whole = self.scores(self.judge(intermediates))[f"p_{name}"]
+        return {
+            name: torch.stack([self._drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)])
+        }
+
+    def _drop(self, image: Tensor, whole: Tensor, name: str) -> Tensor:
+        """Shape (side, side): the mean fall over the squares that cover a pixel, at least 0."""
+        side = image.shape[-1]
+        step = max(1, round(self.stride * side))
+        size = max(step, round(self.occluder * side))
+        starts = sorted({*range(0, side - size, step), side - size})  # the last one ends at the edge
+        places = [(top, left) for top in starts for left in starts]
+        copies = image.repeat(len(places), 1, 1, 1)
+        grey = image.mean(dim=(1, 2), keepdim=True)
+        for copy, (top, left) in zip(copies, places, strict=True):
+            copy[:, top : top + size, left : left + size] = grey
+        found = torch.cat([self._probability(part, name) for part in torch.split(copies, _AT_ONCE)])
+        fall = (whole - found).clamp_min(0).float()
+        total, count = torch.zeros(2, side, side, device=image.device)
+        for value, (top, left) in zip(fall, places, strict=True):
+            total[top : top + size, left : left + size] += value
+            count[top : top + size, left : left + size] += 1
+        mean: Tensor = total / count
+        return mean
+
+    def _probability(self, x: Tensor, name: str) -> Tensor:
+        return self.scores(self.judge(super().embed(x)))[f"p_{name}"]

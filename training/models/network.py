@@ -1,0 +1,72 @@
+"""What every published network here gives: its outputs, the intermediates of its heatmaps, its named scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Network(nn.Module, ABC):
+    """A method's network, as training, evaluation and service use it.
+
+    Attributes
+    ----------
+    score_names
+        Names of the scores, in the paper's own terms, that `scores` gives.
+    backbone_name
+        torchvision's name of the backbone, or empty where the network has none.
+    """
+
+    score_names: tuple[str, ...]
+    backbone_name: str = ""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> dict[str, Tensor]:
+        """The named intermediates: all that `judge` and `heatmaps` need.
+
+        Parameters
+        ----------
+        x
+            Images as the method's `Preprocess` gives them, shape (N, 1, H, W) or (N, 3, H, W); a grey one is repeated
+            on three channels.
+
+        Returns
+        -------
+        By name, each with N as its first axis.
+        """
+
+    @abstractmethod
+    def judge(self, intermediates: Mapping[str, Tensor]) -> Any:
+        """The network's raw outputs (logits, a reconstruction), from what `embed` gave."""
+
+    @abstractmethod
+    def scores(self, outputs: Any) -> dict[str, Tensor]:
+        """The scores named by `score_names`, each float64, shape (N,)."""
+
+    @abstractmethod
+    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What each map is called, and the map: shape (N, h, w), at least 0; its cells tile the input."""
+
+    def forward(self, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        """Raw outputs and named intermediates."""
+        intermediates = self.embed(x)
+        return self.judge(intermediates), intermediates
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """Weights of the backbone without its last layer, by torchvision's names; empty where there is none."""
+        return {}
+
+    def load_backbone(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the weights of a backbone, by torchvision's names; its last layer is left as it is.
+
+        Raises
+        ------
+        ValueError
+            Where a tensor is missing or has another shape.
+        """
+        raise ValueError(f"{type(self).__name__} has no backbone")
