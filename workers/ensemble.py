@@ -111,7 +111,7 @@ class Ensemble:
 
     def _predict(self, image: NDArray[np.float32]) -> Prediction:
         scores: dict[str, dict[str, float]] = {}
-        maps: list[MemberMap] = []
+        looked: list[tuple[_Member, dict[str, Tensor]]] = []
         for member in self._members:
             outputs, intermediates = member.network(member.transform(image)[None].to(self._device))
             raw = member.network.scores(outputs)
@@ -119,6 +119,9 @@ class Ensemble:
             for name, value in scores[member.name].items():
                 if not math.isfinite(value):
                     raise OutputError(f"{self.manifest.name} {self.release}: {name} of {member.name} is {value}")
+            looked.append((member, intermediates))
+        maps: list[MemberMap] = []
+        for member, intermediates in looked:  # not before all scores are known to be numbers: some maps take long
             maps += member_maps(member.name, member.network, intermediates, member.transform)
         return Prediction(
             bundle=self.manifest.name,

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,8 @@ def experiment(folder: Path, shown: list[Picture], made: Recipe, protocol: str, 
          "loss": 0.1, "skipped": 0}
         for run in runs
     ]  # fmt: skip
-    data = {"manifest_sha256": "0" * 64, "images": {"cohen/covid19": 60}, "skipped": 0}
+    sha256 = hashlib.sha256((shown[0].path.parent / "manifest.csv").read_bytes()).hexdigest()
+    data = {"manifest_sha256": sha256, "images": {"cohen/covid19": 60}, "skipped": 0}
     write_record(
         folder,
         {
@@ -180,6 +182,14 @@ def test_two_experiments_of_one_name_are_refused(tmp_path, collection):
         evaluate([tmp_path / "a", tmp_path / "a"], folder, tmp_path / "out")
     with pytest.raises(ValueError, match=r"record\.json is missing"):
         evaluate([tmp_path / "a"], folder, tmp_path / "out")
+
+
+def test_an_experiment_of_another_manifest_is_refused(tmp_path, collection, paper):
+    _, shown = collection
+    path = experiment(tmp_path / "one" / "main" / "paper-small", shown, recipe(paper.name), "paper")
+    write_manifest(shown[1:], tmp_path / "manifest.csv")
+    with pytest.raises(ValueError, match="another manifest"):
+        evaluate([path], tmp_path, tmp_path / "out")
 
 
 def test_the_tested_images_are_shown_by_class_source_and_run():

@@ -100,7 +100,7 @@ def test_every_row_of_the_papers_table_stands_beside_ours(tmp_path, one_paper):
 
 def test_what_is_missing_is_a_dash_with_the_reason(tmp_path, one_paper):
     _, _, *body = rows(written(tmp_path, made.evaluation(own())), "Table 2")
-    assert body[1][3:] == ["–", "–", "–", "resnet50 was not trained by the paper's protocol"]
+    assert body[1][3:] == ["–", "–", "–", "variant resnet50 was not trained by the paper's protocol"]
     assert body[3][3:] == ["–", "–", "–", "one class only"]
     assert body[4][3:] == ["–", "–", "–", "not a figure of the network"]
 
@@ -272,7 +272,7 @@ def test_every_row_of_every_paper_stands_in_the_document_without_any_evaluation(
         _, _, *body = rows(text, wording.cell(table.name) + "\n")
         assert body
         for number in table.numbers:
-            kind = number.measure.kind if number.measure else ""
+            kind = comparison.kind_of(number)
             printed = wording.published(number.value, kind, number.deviation, number.deviation_is)
             expected = [wording.cell(part) for part in (number.row, number.column, printed)]
             assert f"| {' | '.join(expected)} | –" in text

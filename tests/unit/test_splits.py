@@ -1,11 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from training.data.manifest import Picture
-from training.data.splits import assign_splits, fold_of, groups_of
+from training.data.splits import assign_splits, fold_of, groups_of, held_out_together
 
 SEEDS = range(20)
 
@@ -104,3 +105,16 @@ def test_a_split_that_stands_is_kept_and_draws_the_group_after_it():
 def test_shares_that_are_not_one_together_are_refused(parts):
     with pytest.raises(ValueError, match="have to be positive and 1 together, not"):
         assign_splits(collection(1), parts, 0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_straddling_group_moves_to_the_split_furthest_from_training(seed):
+    rng = np.random.default_rng(seed)
+    given = [
+        replace(p, split=str(rng.choice(["train", "val", "external"], p=[0.8, 0.15, 0.05]))) for p in collection(seed)
+    ]
+    mended = held_out_together(given)
+    for group in set(groups_of(given).tolist()):
+        members = [i for i, g in enumerate(groups_of(given)) if g == group]
+        before, after = {given[i].split for i in members}, {mended[i].split for i in members}
+        assert after == {next(name for name in ("external", "val", "train") if name in before)}

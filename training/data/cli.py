@@ -17,7 +17,7 @@ from training.data.describe import tables
 from training.data.duplicates import clustered
 from training.data.manifest import read_manifest, write_manifest
 from training.data.readers import READERS
-from training.data.splits import assign_splits
+from training.data.splits import assign_splits, held_out_together
 
 app = typer.Typer(help="Build, check and describe manifests.", no_args_is_help=True)
 
@@ -37,6 +37,9 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same splits.")] = 20,
     external: Annotated[bool, typer.Option("--external", help="Keep all of it for tests.")] = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Move what straddles the owner's splits to the one furthest from training.")
+    ] = False,
     clusters: Annotated[bool, typer.Option(help="Search for near duplicates; they are split together.")] = True,
 ) -> None:
     """Write the manifest of a collection; exits with 1 where it could not be trained on as it is."""
@@ -60,6 +63,11 @@ def build(
         pictures = clustered(pictures)
     if parts:
         pictures = assign_splits(pictures, parts, seed)
+    if mend:
+        mended = held_out_together(pictures)
+        moved = sum(one.split != other.split for one, other in zip(pictures, mended, strict=True))
+        typer.echo(f"{moved} images moved to another split")
+        pictures = mended
     write_manifest(pictures, out)
     typer.echo(f"{out}: {len(added)} images of {reader}, {len(pictures)} in all")
     refused(refusals_of(pictures))

@@ -70,6 +70,18 @@ def assign_splits(pictures: Sequence[Picture], parts: Mapping[str, float], seed:
     )
 
 
+def held_out_together(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+    """The pictures with their own splits, but a group that straddles them moves to the one furthest from training."""
+    groups = groups_of(pictures)
+    furthest: dict[int, str] = {}
+    for picture, group in zip(pictures, groups, strict=True):
+        furthest[group] = max(furthest.get(group, ""), picture.split, key=("", "train", "val", "external").index)
+    return tuple(
+        replace(picture, split=furthest[group] if picture.split else "")
+        for picture, group in zip(pictures, groups, strict=True)
+    )
+
+
 def _drawn(groups: NDArray[np.int64], strata: Sequence[str], parts: Mapping[str, float], seed: int) -> dict[int, str]:
     """The split of each group: the largest groups first, each goes where its strata are wanted most."""
     names, members = np.unique(groups, return_inverse=True)

@@ -90,7 +90,7 @@ def _beside(paper: Paper, table: Table, number: Published, own: Sequence[Experim
         return Beside(number, None, None, "not a figure of a trained network here" if not number.remark else "")
     variant = number.measure.variant or paper.variants[0]
     candidates = [found for found in own if found["record"]["variant"] == variant]
-    why = f"{variant} was not trained by the paper's protocol"
+    why = f"variant {variant} was not trained by the paper's protocol"
     for experiment in candidates:
         found = _found(experiment, table, number)
         if found is not None and found["ours"] is not None:
@@ -111,7 +111,8 @@ def paper_section(paper: Paper, experiments: Sequence[Experiment]) -> str:
     tables = list(beside(paper, experiments))
     used = [row.experiment for _, rows in tables for row in rows if row.experiment]
     differences = list(dict.fromkeys(text for experiment in used for text in experiment["record"]["differences"]))
-    lines = [f"## {cell(paper.title)}\n", prose(f"{cell(paper.citation)}.".replace("..", ".")) + "\n"]
+    command = f"python -m training train {paper.name} --data DIR --workdir DIR"
+    lines = [f"## {cell(paper.title)}\n", prose(f"{cell(paper.citation).rstrip('.')}. Command: `{command}`.") + "\n"]
     if differences:
         lines.append("What differs from the paper:\n")
         lines.append("".join(_item(f"{number}.", text) for number, text in enumerate(differences, 1)))
@@ -134,7 +135,7 @@ def _item(mark: str, text: str) -> str:
 
 def _row(found: Beside, differences: Sequence[str]) -> tuple[str, ...]:
     number, ours, experiment = found.number, found.ours, found.experiment
-    kind = number.measure.kind if number.measure else ""
+    kind = kind_of(number)
     printed = published(number.value, kind, number.deviation, number.deviation_is)
     if ours is None or experiment is None:
         why = "; ".join(text for text in (found.why, number.remark) if text)
@@ -150,6 +151,11 @@ def _row(found: Beside, differences: Sequence[str]) -> tuple[str, ...]:
         f"{images(record)}; {record['profile']} profile",
         "; ".join(text for text in (differs, number.remark) if text),
     )
+
+
+def kind_of(number: Published) -> str:
+    """The kind of a number, which says its unit; that of its column where nothing measures it here."""
+    return number.measure.kind if number.measure else number.column.lower()
 
 
 def _ranges(what: str, numbers: Sequence[int]) -> str:

@@ -72,18 +72,23 @@ def evaluate(
     experiments
         Folders of finished experiments; two or more of protocol `folds` are also evaluated as one ensemble.
     data
-        The manifest that they were trained with, or its folder; `masks` and `lung_boxes.json` beside it.
+        The manifest that they were trained by, or its folder; `masks` and `lung_boxes.json` beside it.
 
     Raises
     ------
     ValueError
-        Where an experiment is not finished, is given twice, or scored an image that the manifest has not.
+        Where an experiment is not finished, is given twice, or was trained by another manifest.
     """
     pictures = read_manifest(data)
     by_id = {picture.image_id: picture for picture in pictures}
     names = [_name(folder) for folder in experiments]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two experiments are called {twice}; evaluate them apart")
+    manifest = next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
+    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    for folder in experiments:
+        if read_record(folder)["data"]["manifest_sha256"] != sha256:
+            raise ValueError(f"{folder} was trained by another manifest than {manifest}: its folds are not known here")
     forests = NoLungForests()
     found: dict[str, Experiment] = {}
     members: dict[str, tuple[Scored, Scored | None]] = {}
@@ -92,14 +97,13 @@ def evaluate(
         found[name], member = _experiment(folder, data, by_id, forests, heatmap_images, resamples)
         if member is not None:
             members[name] = member
-    manifest = next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
     result: dict[str, Any] = statistics.finite(
         {
             "experiments": found,
             "combination": _combination(members, forests, resamples) if len(members) > 1 else None,
             "method": {name: text.format(resamples=resamples) for name, text in METHOD.items()},
             "manifest": {
-                "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+                "sha256": sha256,
                 "images": len(pictures),
                 "patients": len({picture.patient_id for picture in pictures}),
             },

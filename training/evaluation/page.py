@@ -27,7 +27,7 @@ from training.evaluation.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from training.evaluation.plots import Mark
     from training.evaluation.shape import Combination, Evaluation, Task
@@ -76,7 +76,7 @@ def _view(result: Evaluation) -> dict[str, Any]:
     parts = [experiment_part(f"experiment-{number}", found) for number, found in enumerate(experiments, 1)]
     together = [_together(result["combination"])] if result["combination"] else []
     return {
-        "honest": _honest(dict(_asked(result))),
+        "honest": _honest(list(_asked(result))),
         "headline": _headline(result),
         "parts": together + parts,
         "method": result["method"],
@@ -99,14 +99,14 @@ def _asked(result: Evaluation) -> Iterator[tuple[str, Mapping[str, Task]]]:
         yield "all together", result["combination"]["tasks"]
 
 
-def _honest(asked: Mapping[str, Mapping[str, Task]]) -> Section | None:
+def _honest(asked: Sequence[tuple[str, Mapping[str, Task]]]) -> Section | None:
     """COVID-19 against other pneumonia of the same source, and only then the figure across sources."""
-    told = {title: tasks for title, tasks in asked.items() if HONEST in tasks}
+    told = [(title, tasks) for title, tasks in asked if HONEST in tasks]
     if not told:
         return None
     marks: list[Mark] = []
     rows: list[tuple[str, ...]] = []
-    for title, tasks in told.items():
+    for title, tasks in told:
         task = tasks[HONEST]
         figure, baseline = task["figures"]["auc"], best_baseline(task["baselines"])
         marks += marked(title, task)

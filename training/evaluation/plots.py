@@ -118,7 +118,8 @@ def histogram(found: Histogram, name: str, alt: str) -> Markup:
             colour = _colour_of(label, used)
             used.append(colour)
             share = [count / max(total, 1) for count in counts]
-            axes.stairs(share, found["edges"], color=colour, alpha=0.22, fill=True)
+            if len(found["counts"]) < 3:  # more of them would hide each other
+                axes.stairs(share, found["edges"], color=colour, alpha=0.22, fill=True)
             axes.stairs(
                 share, found["edges"], color=colour, linestyle=style, linewidth=1.4, label=_label(f"{label} ({total})")
             )
@@ -229,7 +230,7 @@ def _colour_of(label: str, used: Sequence[str]) -> str:
 
 def _short(text: str) -> str:
     """As much as fits into one line beside the value."""
-    return shorten(text, 60, placeholder=" …")
+    return shorten(text, 64, placeholder=" …")
 
 
 def _label(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +43,14 @@ class Rows:
     def chosen(self, which: NDArray[np.bool_]) -> Rows:
         """Some of the rows."""
         scores = {name: column[which] for name, column in self.scores.items()}
-        parts = (part[which] for part in (self.runs, self.images, self.patients, self.labels))
-        return Rows(*parts, self.classes, scores)
+        return replace(
+            self,
+            runs=self.runs[which],
+            images=self.images[which],
+            patients=self.patients[which],
+            labels=self.labels[which],
+            scores=scores,
+        )
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A score; `-name` is the score turned, for one that is larger where nothing is wrong.
@@ -61,7 +67,8 @@ class Rows:
 
     def is_class(self, name: str) -> NDArray[np.bool_]:
         """Whether each row is of the class; none is of a class that the experiment has not."""
-        return self.labels == (self.classes.index(name) if name in self.classes else len(self.classes))
+        index = self.classes.index(name) if name in self.classes else len(self.classes)
+        return np.asarray(self.labels == index)
 
     @property
     def run_names(self) -> list[str]:

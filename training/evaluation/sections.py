@@ -17,6 +17,7 @@ from training.evaluation.wording import (
     images,
     interval,
     measured,
+    number,
     published,
     share,
 )
@@ -306,7 +307,7 @@ def _anomaly(anchor: str, found: Anomaly) -> Section:
             where,
             str(each["images"]),
             measured(each["mean"], "mean score"),
-            *(f"{value:.4g}" for value in each["quantiles"].values()),
+            *(number(value) for value in each["quantiles"].values()),
         )
         for name, by in found["scores"].items()
         for where, each in by.items()
@@ -325,17 +326,17 @@ def _published(tables: Sequence[ComparedTable], variant: str) -> Section:
     made = []
     for table in tables:
         rows = []
-        for number in table["numbers"]:
-            kind = number["measure"]["kind"] if number["measure"] else ""
-            ours = number["ours"]
+        for found in table["numbers"]:
+            kind = found["measure"]["kind"] if found["measure"] else found["column"].lower()
+            ours = found["ours"]
             rows.append(
                 (
-                    number["row"],
-                    number["column"],
-                    published(number["paper"], kind, number["deviation"], number["deviation_is"]),
+                    found["row"],
+                    found["column"],
+                    published(found["paper"], kind, found["deviation"], found["deviation_is"]),
                     measured(ours, kind) if ours else NOTHING,
                     str(ours["n"]) if ours else NOTHING,
-                    " ".join(text for text in (number["why"], number["remark"]) if text),
+                    " ".join(text for text in (found["why"], found["remark"]) if text),
                 )
             )
         made.append(Table(head, tuple(rows), f"{table['name']}: {table['caption']}"))
@@ -349,7 +350,7 @@ def _thresholds(at: Mapping[str, AtThreshold]) -> Table:
     rows = []
     for name, point in at.items():
         values = [f"{_percent(each['ppv'])}; {_percent(each['npv'])}" for each in point["predictive_values"]]
-        used = ", ".join(f"{value:.3g}" for value in point["thresholds"])
+        used = ", ".join(number(value, 3) for value in point["thresholds"])
         found = (share(point["sensitivity"]), share(point["specificity"]))
         rows.append((f"{name}: {used}", *found, *(values or [NOTHING] * len(worth))))
     chosen = "; ".join(f"{name}: {point['chosen']}" for name, point in at.items())

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
 
 POINTS = 200  # of a curve that is kept
+_DECIMALS = 5  # of a point
 BINS = 40  # of a histogram
 PREVALENCES = (0.01, 0.05, 0.10, 0.30)
 CLOPPER_PEARSON = "Clopper-Pearson"
@@ -162,7 +163,7 @@ def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:
         length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
         kept = np.unique(np.searchsorted(length, np.linspace(0, length[-1], POINTS)).clip(0, len(x) - 1))
         x, y = x[kept], y[kept]
-    return {"x": [float(value) for value in x], "y": [float(value) for value in y]}
+    return {"x": np.round(x, _DECIMALS).tolist(), "y": np.round(y, _DECIMALS).tolist()}
 
 
 def histogram(scores: NDArray[np.float64], names: Sequence[str]) -> Histogram:

@@ -74,6 +74,11 @@ def best_baseline(baselines: Mapping[str, Baseline]) -> Baseline | None:
     return max(baselines.values(), key=lambda found: found["auc"]["value"], default=None)
 
 
+def number(value: float, digits: int = 4) -> str:
+    """A score or a threshold."""
+    return _signed(f"{value:.{digits}g}")
+
+
 def verdict(found: Figure | None) -> str:
     """What an interval of the network's AUC minus a baseline's says."""
     if found is None or found["low"] is None or found["high"] is None:
