@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,17 @@ def test_costly_heatmaps_are_drawn_of_some_images_only(tmp_path, monkeypatch):
 def test_without_outlines_the_section_says_so(tmp_path):
     shown = collection(tmp_path, 4, masks=0, boxes=0)
     assert "no image has outlined lungs" in lungs(tmp_path, RECIPE, asked(shown), tmp_path)["absent"]
-    assert outlines(tmp_path / "nowhere", shown) == {}
+
+
+def test_outlines_lie_beside_the_manifest_or_beside_the_images(tmp_path):
+    shown = collection(tmp_path, 4, masks=2, boxes=1)
+    assert outlines(tmp_path / "elsewhere", shown).keys() == {"0", "1", "2"}
+    (tmp_path / "cohen").mkdir()
+    below = []
+    for picture in shown:
+        picture.path.rename(tmp_path / "cohen" / picture.path.name)
+        below.append(replace(picture, path=tmp_path / "cohen" / picture.path.name))
+    assert outlines(tmp_path / "elsewhere", below).keys() == {"0", "1", "2"}
 
 
 def test_a_region_is_blanked_with_the_image_s_own_mean():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 NAMES = ("manifest.csv", "index.csv")
 FINDINGS = ("covid19", "pneumonia", "normal", "other_disease", "not_cxr")

@@ -72,7 +72,7 @@ def evaluate(
     experiments
         Folders of finished experiments; two or more of protocol `folds` are also evaluated as one ensemble.
     data
-        The manifest that they were trained by, or its folder; `masks` and `lung_boxes.json` beside it.
+        The manifest that they were trained by, or its folder; `masks` and `lung_boxes.json` beside it or the images.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Whether the score needs the lungs, the heatmaps lie on them, and the heatmaps come from what the network has learnt.
 
-Asked of the images whose lungs are outlined (`masks/IMAGE_ID.png` beside the manifest, else the boxes of
-`lung_boxes.json`), each of the fold's network that never saw its patient.
+Asked of the images whose lungs are outlined (`masks/IMAGE_ID.png`, else the boxes of `lung_boxes.json`), each of the
+fold's network that never saw its patient.
 
 - A blanked region takes the image's own mean. The lungs' silhouette is left by that, and it can tell something by
   itself; `lung boxes blanked` takes the silhouette away too. `lungs only` blanks what is outside the lungs.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -54,25 +55,40 @@ class Outline(NamedTuple):
 
 
 def outlines(folder: Path, pictures: Sequence[Picture]) -> dict[str, Outline]:
-    """The outlines that lie in the folder, by image id; an image without lungs in it is left out."""
-    file = folder / BOXES
-    boxes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """The outlines by image id; an image without one, or without lungs in it, is left out.
+
+    `masks` and `lung_boxes.json` are looked for in the folder of the manifest, of the image, and the one above that.
+    """
+    boxes_in = cache(_boxes)
     found: dict[str, Outline] = {}
     for picture in pictures:
-        mask = folder / MASKS / f"{picture.image_id}.png"
-        if mask.is_file():
-            height, width = pixels_of(picture).shape
-            with Image.open(mask) as image:
-                drawn = image.convert("L").resize((width, height), Image.Resampling.NEAREST)
-            found[picture.image_id] = Outline("mask", np.asarray(drawn) > 0)
-        elif picture.image_id in boxes:
-            inside = np.zeros(pixels_of(picture).shape, dtype=bool)
-            for lung in boxes[picture.image_id]:
-                left, top, width, height = lung["box"]
-                rows = slice(max(round(top), 0), max(round(top + height), 0))
-                inside[rows, max(round(left), 0) : max(round(left + width), 0)] = True
-            found[picture.image_id] = Outline("boxes", inside)
+        for place in (folder, *picture.path.absolute().parents[:2]):
+            mask, boxes = place / MASKS / f"{picture.image_id}.png", boxes_in(place).get(picture.image_id)
+            if mask.is_file():
+                height, width = pixels_of(picture).shape
+                with Image.open(mask) as image:
+                    drawn = image.convert("L").resize((width, height), Image.Resampling.NEAREST)
+                found[picture.image_id] = Outline("mask", np.asarray(drawn) > 0)
+                break
+            if boxes:
+                inside = np.zeros(pixels_of(picture).shape, dtype=bool)
+                for left, top, width, height in boxes:
+                    rows = slice(max(round(top), 0), max(round(top + height), 0))
+                    inside[rows, max(round(left), 0) : max(round(left + width), 0)] = True
+                found[picture.image_id] = Outline("boxes", inside)
+                break
     return {image_id: outline for image_id, outline in found.items() if outline.inside.any()}
+
+
+def _boxes(place: Path) -> dict[str, list[tuple[float, float, float, float]]]:
+    """(left, top, width, height) of each lung in pixels of the image, by image id."""
+    file = place / BOXES
+    if not file.is_file():
+        return {}
+    return {
+        image_id: [tuple(lung["box"]) for lung in lungs_of]
+        for image_id, lungs_of in json.loads(file.read_text(encoding="utf-8")).items()
+    }
 
 
 def variants(pixels: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
@@ -111,12 +127,12 @@ def lungs(
         Out-of-fold images of two classes; those with outlined lungs are taken, all for the blanking, `heatmap_images`
         by `seed` for the heatmaps' energy, and the first few of these for the randomisation check.
     folder
-        Where `masks` and `lung_boxes.json` lie.
+        Of the manifest; see `outlines`.
     """
     outlined = outlines(folder, asked.pictures)
     shown = asked.those(lambda picture: picture.image_id in outlined)
     if not len(shown):
-        return {"absent": f"no image has outlined lungs: neither {MASKS} nor {BOXES} beside the manifest names one"}
+        return {"absent": f"no image has outlined lungs: no {MASKS} and no {BOXES} beside the manifest or the images"}
     drawn = np.random.default_rng(seed).permutation(len(shown))[:heatmap_images].tolist()
     transform, energies, randomisation = transform_of(recipe), _Energies(), Randomisation()
     scores: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(shown)))

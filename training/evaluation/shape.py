@@ -32,7 +32,7 @@ class Figure(TypedDict):
     hits: NotRequired[int]  # of a proportion
     wilson: NotRequired[list[float]]  # of a proportion: low, high
     normal: NotRequired[float]  # of a proportion: half width by Minaee's eq. 3, value +- normal
-    of_runs: NotRequired[OfRuns | None]
+    of_runs: NotRequired[OfRuns | None]  # of published numbers, and of a task's AUC (fold by fold)
 
 
 class Curve(TypedDict):

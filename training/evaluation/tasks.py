@@ -235,17 +235,26 @@ def _task(
     two_classes = bool(truth.any() and not truth.all())
     thresholds, learnt_on = (applied.thresholds, applied.learnt_on) if applied else ({}, "")
     by_threshold = at(asked.scores, truth, thresholds, learnt_on)
+    figures = group(asked.scores, truth, asked.patients, by_threshold, resamples=resamples)
+    if figures["auc"] is not None:
+        each = [_area(asked.chosen(asked.runs == run), positive) for run in np.unique(asked.runs)]
+        figures["auc"]["of_runs"] = statistics.of_runs(each)
     return {
         "title": title,
         "positive": positive,
         "negative": negative,
         "score": asked.name,
-        "figures": group(asked.scores, truth, asked.patients, by_threshold, resamples=resamples),
+        "figures": figures,
         "calibration": statistics.calibration(expit(applied.logits), truth) if applied else None,
         "baselines": _baselines(asked, truth, forests, resamples) if two_classes and forests else {},
         "subgroups": _subgroups(asked, truth, thresholds, learnt_on, resamples) if two_classes else {},
         "sources": sorted({picture.source for picture in asked.pictures}),
     }
+
+
+def _area(asked: Scored, positive: str) -> float | None:
+    found = statistics.auc(asked.scores, asked.finding(positive), asked.patients, resamples=0)
+    return found and found["value"]
 
 
 def _baselines(asked: Scored, truth: NDArray[np.bool_], forests: Forests, resamples: int) -> dict[str, Baseline]:
@@ -303,30 +312,31 @@ SUBGROUPS: dict[str, Callable[[Picture], str]] = {
 def combined(members: Sequence[tuple[Scored, Scored | None]]) -> tuple[Scored, Scored | None]:
     """The out-of-fold and the final scores of several networks as one: the mean of their calibrated logits.
 
-    Each is calibrated on the adults of the other folds, the final ones on the out-of-fold scores of split `train`'s
-    adults. Images that one of them has not scored are left out; the folds are those of the first.
+    Each is calibrated on out-of-fold scores of split `train`'s adults, a fold's on those of the other folds. Images
+    that one of the networks has not scored are left out; the folds are those of the first.
+
+    Raises
+    ------
+    ValueError
+        Where a fold leaves one class only.
     """
-    first = members[0]
-    kept = set.intersection(*({picture.image_id for picture in member.pictures} for member, _ in members))
-    asked = first[0].those(lambda picture: picture.image_id in kept)
-    logits = np.mean([_logits(member, member, asked, "") for member, _ in members], axis=0)
-    out_of_fold = Scored(asked.pictures, "mean calibrated logit", expit(logits), logits, asked.runs, calibrated=True)
+    out_of_folds = [out_of_fold for out_of_fold, _ in members]
     finals = [final for _, final in members if final is not None]
-    if len(finals) < len(members):
-        return out_of_fold, None
-    kept = set.intersection(*({picture.image_id for picture in final.pictures} for final in finals))
-    asked = finals[0].those(lambda picture: picture.image_id in kept)
-    logits = np.mean(
-        [_logits(final, member, asked, "train") for (member, _), final in zip(members, finals, strict=True)], axis=0
-    )
-    return out_of_fold, Scored(asked.pictures, "mean calibrated logit", expit(logits), logits, asked.runs, True)
+    whole = len(finals) == len(members)
+    return _mean(out_of_folds, out_of_folds), _mean(finals, out_of_folds) if whole else None
 
 
-def _logits(member: Scored, fit: Scored, asked: Scored, split: str) -> NDArray[np.float64]:
-    """Calibrated logits of a member for the images of `asked`, in their order."""
-    adults = fit.those(lambda picture: picture.source not in CHILDREN and split in ("", picture.split))
-    applied = learnt(member, adults, COVID19, "")
-    if applied is None:
-        raise ValueError("a fold leaves one class only: the scores cannot be calibrated")
-    place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
-    return applied.logits[[place[picture.image_id] for picture in asked.pictures]]
+def _mean(asked: Sequence[Scored], fits: Sequence[Scored]) -> Scored:
+    """Mean calibrated logit of each image that all of `asked` have scored, calibrated on `fits`."""
+    shared = set.intersection(*({picture.image_id for picture in member.pictures} for member in asked))
+    shown = asked[0].those(lambda picture: picture.image_id in shared)
+    each = []
+    for member, fit in zip(asked, fits, strict=True):
+        adults = fit.those(lambda picture: picture.split == "train" and picture.source not in CHILDREN)
+        applied = learnt(member, adults, COVID19, "")
+        if applied is None:
+            raise ValueError("the scores cannot be calibrated: a fold leaves adults of one class only in split train")
+        place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
+        each.append(applied.logits[[place[picture.image_id] for picture in shown.pictures]])
+    logits = np.mean(each, axis=0)
+    return Scored(shown.pictures, "mean calibrated logit", expit(logits), logits, shown.runs, calibrated=True)

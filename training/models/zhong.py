@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from training.models.classifier import check_classes, class_score_names, class_scores
 from training.models.explain import grad_cam
@@ -45,6 +44,7 @@ class Zhong2020(Network):
             nn.Dropout(0.4),
             nn.Linear(2048, len(classes)),
         )
+        self.apply(_as_keras)
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
         """`conv4`, shape (N, 128, 10, 10), and `shallow`: the maxima of the first three pooled maps, shape (N, 224)."""
@@ -78,17 +78,14 @@ class Zhong2020(Network):
         return {name: of_class(index) for index, name in enumerate(self.classes) if name != "normal"}
 
 
-class _Convolution(nn.Conv2d):
-    """3 x 3, ``same``, then ELU; initialised as Keras does (Glorot uniform, no bias)."""
-
-    def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.elu(super().forward(x))
+def _as_keras(module: nn.Module) -> None:
+    """Glorot's uniform weights and no bias: how Keras starts a layer (the author's code says nothing else)."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _convolutions(channels: tuple[int, ...]) -> nn.Sequential:
-    return nn.Sequential(*(_Convolution(given, wanted, 3, padding=1) for given, wanted in pairwise(channels)))
+    layers = ((nn.Conv2d(given, wanted, 3, padding=1), nn.ELU()) for given, wanted in pairwise(channels))
+    return nn.Sequential(*chain.from_iterable(layers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -117,12 +117,6 @@ class Table:
     numbers: tuple[Published, ...]
 
 
-class Recipes(Protocol):
-    """Gives the recipe of a variant in a profile; ValueError names what is not known."""
-
-    def __call__(self, variant: str, profile: str) -> Recipe: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Paper:
     """All that is particular to one paper.
@@ -131,6 +125,8 @@ class Paper:
     ----------
     variants
         The first is the paper's main network; the others are its ablations and backbones.
+    recipe
+        Gives the recipe of a variant in a profile; ValueError names what is not known.
     data_set
         The paper's own data set out of whatever is in a manifest, by the paper's rules (`external` left out).
     splits
@@ -147,7 +143,7 @@ class Paper:
     title: str
     citation: str
     variants: tuple[str, ...]
-    recipe: Recipes
+    recipe: Callable[[str, str], Recipe]
     data_set: Callable[[Sequence[Picture]], DataSet]
     splits: Callable[[DataSet, int], list[Run]]
     label: Callable[[Picture], str | None]
