@@ -109,11 +109,12 @@ def export(runs: Runs, data: Data, out: Out, name: str = "ensemble", release: st
 def reproduction(
     evaluations: Annotated[list[Path], typer.Argument(help="evaluation.json files.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="The Markdown file that is written.")],
+    keep: Annotated[Path | None, typer.Option(help="Folder for copies without curves, to lie beside it.")] = None,
 ) -> None:
     """Write the table of every paper's every number beside ours."""
-    from training.evaluation.reproduction import write_reproduction
+    from training.evaluation import reproduction as document
 
-    write_reproduction(evaluations, out)
+    document.write_reproduction(document.keep(evaluations, keep) if keep else evaluations, out)
     typer.echo(out)
 
 

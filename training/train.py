@@ -100,7 +100,7 @@ def train(
         "protocol": protocol,
         "task": task,
         "recipe": records.plain(recipe),
-        "differences": list(paper.differences[recipe.profile]),
+        "differences": [*paper.differences[recipe.profile], *settings_changed(recipe, task)],
         "data": {
             "manifest_sha256": hashlib.sha256(_manifest(data).read_bytes()).hexdigest(),
             "images": records.counts(f"{picture.source}/{picture.finding}" for picture in data_set.pictures),
@@ -116,6 +116,22 @@ def train(
     }
     records.write_record(experiment, record)
     return experiment
+
+
+def settings_changed(recipe: Recipe, task: str) -> list[str]:
+    """What this training changed of its profile's recipe, in sentences; what follows from the task is not told."""
+    profile = for_task(PAPERS[recipe.paper].recipe(recipe.variant, recipe.profile), task)
+    found = []
+    for stage, own, usual in (("", recipe, profile), ("pretraining ", recipe.pretraining, profile.pretraining)):
+        if own is None or usual is None:
+            continue
+        kept, expected = (json.loads(json.dumps(records.plain(one))) for one in (own, usual))
+        found += [
+            f"{stage}{name} {kept[name]}, the profile's is {expected[name]}"
+            for name in kept
+            if name not in ("pretraining", "seed") and kept[name] != expected[name]
+        ]
+    return [f"Changed for this training: {'; '.join(found)}."] if found else []
 
 
 class _Stock:

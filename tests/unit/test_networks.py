@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.models import get_model
 
 from training.models.backbones import starting_weights
-from training.models.basu import LAST_BLOCK
 from training.models.classifier import LAST_LAYER, class_score_names, class_scores
 from training.models.minaee import Minaee2020
 from training.models.registry import NETWORKS, build
+from training.papers.basu2020 import TRAINABLE
 from training.scoring import round_to_half
 
 BASU_CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
@@ -79,7 +79,7 @@ def test_minaee_trains_the_last_layer_alone(backbone, count):
 def test_basus_second_stage_trains_the_last_block_and_the_fully_connected_layers(backbone, convolutions, linear):
     with torch.device("meta"):
         network = build("Basu2020", {"backbone": backbone})
-    trained = [module for name, module in network.named_modules() if name.startswith(LAST_BLOCK[backbone])]
+    trained = [module for name, module in network.named_modules() if name.startswith(TRAINABLE[backbone])]
     assert sum(isinstance(module, nn.Conv2d) for module in trained) == convolutions
     assert sum(isinstance(module, nn.Linear) for module in trained) == linear
     kernels = [module for module in network.modules() if isinstance(module, nn.Conv2d)]

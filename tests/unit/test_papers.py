@@ -15,7 +15,6 @@ from training.experiment import check_apart
 from training.finishing import FINISHING
 from training.fit import OPTIMISERS
 from training.losses import LOSSES
-from training.models.basu import LAST_BLOCK
 from training.models.classifier import LAST_LAYER
 from training.models.registry import build
 from training.papers import PAPERS
@@ -167,11 +166,6 @@ def test_zhongs_learning_rate_takes_three_steps(profile):
     assert small < large > end
     assert PAPERS["zhong"].recipe("nadam", profile).optimiser == "nadam"
     assert PAPERS["zhong"].recipe("sgd", profile).optimiser == "sgd"
-
-
-def test_the_second_stage_trains_the_last_block_and_the_dense_layers():
-    for variant, prefixes in LAST_BLOCK.items():
-        assert PAPERS["basu"].recipe(variant, "paper").trainable == prefixes
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,19 @@ def test_every_row_of_every_paper_stands_in_the_document_without_any_evaluation(
             assert f"| {' | '.join(expected)} | –" in text
 
 
+def test_copies_for_the_repository_make_the_same_document(tmp_path):
+    original = tmp_path / "all" / "evaluation.json"
+    original.parent.mkdir()
+    original.write_text(json.dumps(made.evaluation(made.experiment("basu", "vgg16", "folds"))), encoding="utf-8")
+    (copy,) = reproduction.keep([original], tmp_path / "kept")
+    assert copy == tmp_path / "kept" / "all.json"
+    assert copy.stat().st_size < original.stat().st_size / 2
+    document = reproduction.reproduction([copy], tmp_path)
+    assert document.replace("[all.json](kept/all.json)", "") == reproduction.reproduction([original], tmp_path).replace(
+        "[evaluation.json](all/evaluation.json)", ""
+    )
+
+
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no reproduction is committed")
 def test_the_committed_document_is_what_the_committed_evaluations_make():
     files = sorted((ROOT / "docs" / "reproduction").glob("*.json"))

@@ -59,7 +59,12 @@ def test_the_record_says_what_was_done(experiment):
     assert recipe_of(record) == RECIPE
     assert [figures["name"] for figures in record["runs"]] == ["fold0", "fold1", "fold2", "fold3", "fold4", "final"]
     assert record["data"]["images"]["nih/normal"] == 15
-    assert record["differences"] == list(PAPERS["jahan"].differences["small"])
+    *papers, changed = record["differences"]
+    assert papers == list(PAPERS["jahan"].differences["small"])
+    assert changed == (
+        "Changed for this training: epochs 2, the profile's is 25; batch 8, the profile's is 32; "
+        "images_per_epoch 16, the profile's is 2000."
+    )
     assert record["data"]["skipped"] == 0
     assert all(set(figures["train_by_class"]) == {"normal"} for figures in record["runs"])
     assert len(record["code"]["sha256"]) == 64

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.evaluation.comparison import how_to_read, paper_section
 from training.evaluation.honest import honest_tables
+from training.evaluation.shape import Curve, Histogram
 from training.evaluation.wording import DISCLAIMER, NOTHING, duration, images, markdown_table, prose
 from training.papers import PAPERS
 from training.records import plain
@@ -32,6 +33,28 @@ def write_reproduction(evaluations: Sequence[Path], file: Path) -> None:
         Where a file is no evaluation, or two of them are of one experiment.
     """
     file.write_text(reproduction(evaluations, file.parent), encoding="utf-8")
+
+
+def keep(evaluations: Sequence[Path], folder: Path) -> list[Path]:
+    """Copies for the repository, named by the folders of the originals: without curves, six digits of each number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for path in evaluations:
+        copy = folder / f"{path.resolve().parent.name}.json"
+        figures = _without_curves(json.loads(path.read_text(encoding="utf-8")))
+        copy.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        kept.append(copy)
+    return kept
+
+
+def _without_curves(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() in (Curve.__annotations__.keys(), Histogram.__annotations__.keys()):
+            return None
+        return {name: _without_curves(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_curves(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def reproduction(evaluations: Sequence[Path], folder: Path) -> str:

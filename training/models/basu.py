@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 BACKBONES = ("vgg16", "resnet50", "alexnet")
 CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
-# What is trained in the second stage: the last convolutional block and the fully-connected layers (section III.B).
-LAST_BLOCK = {
-    "vgg16": ("backbone.features.24", "backbone.features.26", "backbone.features.28", "backbone.classifier"),
-    "resnet50": ("backbone.layer4", "backbone.fc"),
-    "alexnet": ("backbone.features.10", "backbone.classifier"),
-}
 
 
 class Basu2020(Classifier):

@@ -225,8 +225,8 @@ SILENT = (
     "The folds are not said to be by patient; ours are, and near duplicates stay together.",
     "Whether lateral COVID-19 images were used is not said; here only frontal ones are.",
     (
-        "What ± means beside the accuracies is not said, nor whether it is in percent: five folds of 255 images whose "
-        "accuracies deviate by 0.02 % do not exist, since one image is 0.4 %."
+        "What ± means beside the accuracies is not said, nor whether it is in percent: then all three are smaller than "
+        "what one image changes in a fold of 255 (0.4 %)."
     ),
     "The confusion matrices of Fig. 3 are printed as a picture only: ours stand in the evaluation.",
 )

@@ -271,11 +271,14 @@ PAPER = Paper(
         "small": (
             _DATA,
             (
-                "The frozen backbone comes from Basu's first stage (chest X-rays, normal against diseased), not from "
-                "ImageNet."
+                "The frozen backbone comes from Basu's first stage (chest X-rays, normal against diseased; Adam at "
+                "1e-3, SqueezeNet, which has no BatchNorm, at 1e-4), not from ImageNet."
             ),
             "160 pixels, the paper has 224; each image is standardised by itself.",
-            "Adam at 1e-3, not 1e-4: an epoch has a third of the paper's steps or fewer.",
+            (
+                "Adam at 1e-3, not 1e-4: with the images at hand an epoch of the paper's protocol has less than a "
+                "third of the paper's steps."
+            ),
         ),
     },
 )

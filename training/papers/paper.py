@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -150,4 +150,3 @@ class Paper:
     tables: tuple[Table, ...]
     silent: tuple[str, ...]
     differences: Mapping[str, tuple[str, ...]]
-    remarks: Mapping[str, Any] = field(default_factory=dict)

@@ -212,5 +212,4 @@ PAPER = Paper(
             ),
         ),
     },
-    remarks={"advised threshold": 0.15},
 )
