@@ -38,7 +38,7 @@ def kernel_density(network: Network, recipe: Recipe, images: Images, seed: int) 
     rng = np.random.default_rng(seed)
     wanted = network.reference_count
     chosen = rng.permutation(len(images.labels))[:wanted]
-    latents = _latents(network, recipe, images.squares[chosen])
+    latents = _latents(network, recipe, images.squares(chosen))
     scaler = StandardScaler().fit(latents)
     pca = PCA(COMPONENTS, random_state=seed).fit(scaler.transform(latents))
     projected = scaler.transform(latents) @ pca.components_.T
@@ -65,11 +65,11 @@ def _likeliest(points: NDArray[np.float64]) -> float:
 
 
 @torch.inference_mode()
-def _latents(network: Jahan2022, recipe: Recipe, squares: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _latents(network: Jahan2022, recipe: Recipe, squares: torch.Tensor) -> NDArray[np.float64]:
     network.eval()
     found = []
     for start in range(0, len(squares), 64):
-        part = torch.from_numpy(squares[start : start + 64])
+        part = squares[start : start + 64]
         inputs = augment(part, recipe.crop, recipe.standardise, Augmentation(), torch.Generator())
         found.append(network.embed(inputs)["latent"])
     return torch.cat(found).double().numpy()

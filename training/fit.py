@@ -14,7 +14,7 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from training.augment import augment
 from training.losses import LOSSES
@@ -23,7 +23,7 @@ from training.records import plain
 from training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -45,25 +45,41 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class Images:
-    """Squares of a data set and their labels, as a run uses them.
+class Images(Dataset[tuple["Tensor", int]]):
+    """Squares of a data set and their labels, as a run uses them; squares are read from their file as they are drawn.
 
     Attributes
     ----------
-    squares
-        uint8, shape (N, side, side).
     labels
         Shape (N,).
     strata
         Source and class of each image, as text.
     """
 
-    def __init__(self, squares: NDArray[np.uint8], labels: NDArray[np.int64], strata: list[str]) -> None:
-        self.squares, self.labels, self.strata = squares, labels, np.array(strata)
+    def __init__(
+        self,
+        squares: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        strata: Sequence[str] | NDArray[np.str_],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._squares = squares  # uint8, shape (M, side, side), maybe memory-mapped
+        self._rows = np.arange(len(labels)) if rows is None else rows
+        self.labels, self.strata = labels, np.array(strata)
 
     def chosen(self, index: NDArray[np.int64]) -> Images:
         """Some of the images, in the order of `index`."""
-        return Images(self.squares[index], self.labels[index], self.strata[index].tolist())
+        return Images(self._squares, self.labels[index], self.strata[index], self._rows[index])
+
+    def squares(self, index: NDArray[np.int64]) -> Tensor:
+        """Some of the squares: uint8, shape (N, side, side)."""
+        return torch.from_numpy(np.ascontiguousarray(self._squares[self._rows[index]]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(np.array(self._squares[self._rows[index]])), int(self.labels[index])
 
 
 class Training(lightning.LightningModule):
@@ -102,14 +118,13 @@ class Training(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The images of the present epoch, drawn by the seed and its number, so that a resumed run draws the same."""
         rng = np.random.default_rng((self.seed, self.current_epoch))
-        labels = torch.from_numpy(self.images.labels)
+        data: Images | TensorDataset
         if self.recipe.cache_features:
             order = expanded(self.images, self.recipe)
             drawn = rng.permutation(len(order))
-            data = TensorDataset(torch.from_numpy(drawn), labels[order[drawn]])
+            data = TensorDataset(torch.from_numpy(drawn), torch.from_numpy(self.images.labels[order[drawn]]))
         else:
-            drawn = draw_epoch(self.images, self.recipe, rng)
-            data = TensorDataset(torch.from_numpy(self.images.squares)[drawn], labels[drawn])
+            data = self.images.chosen(draw_epoch(self.images, self.recipe, rng))
         # A last batch of one image would stop a BatchNorm.
         return DataLoader(data, self.recipe.batch, drop_last=len(data) > self.recipe.batch)
 
@@ -117,8 +132,7 @@ class Training(lightning.LightningModule):
         """The validation images, unchanged."""
         if self.validation is None:
             return []
-        data = TensorDataset(torch.from_numpy(self.validation.squares), torch.from_numpy(self.validation.labels))
-        return DataLoader(data, self.recipe.batch)
+        return DataLoader(self.validation, self.recipe.batch)
 
     def on_train_epoch_start(self) -> None:
         """Keep the statistics of frozen layers."""
@@ -315,7 +329,7 @@ def frozen_features(
     found = []
     for start in range(0, len(order), recipe.batch):
         part = slice(start, start + recipe.batch)
-        squares = torch.from_numpy(images.squares[order[part]]).to(device)
+        squares = images.squares(order[part]).to(device)
         generator = torch.Generator(device)
         generator.manual_seed(seed * 100_003 + start)
         inputs = augment(squares, recipe.crop, recipe.standardise, recipe.augmentation, generator)
