@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
@@ -73,7 +73,7 @@ class Target(_Part):
     name: str
     title: str
     code: Code
-    weights: dict[str, float]
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     operating_point: str
     operating_points: dict[str, OperatingPoint]
     reference: dict[str, Distribution] = Field(default_factory=dict)
@@ -95,8 +95,8 @@ class Calibration(_Part):
     """Platt scaling of one output of a member: ``probability = sigmoid(slope * output + intercept)``."""
 
     output: str
-    slope: float
-    intercept: float
+    slope: float = Field(allow_inf_nan=False)
+    intercept: float = Field(allow_inf_nan=False)
 
 
 class Member(_Part):
@@ -132,6 +132,8 @@ class Manifest(_Part):
         """Refuse a manifest whose parts do not fit together."""
         members = {member.name: member for member in self.members}
         for target in self.targets:
+            if not sum(target.weights.values()) > 0:
+                raise ValueError(f"target {target.name}: the weights of its members have no positive sum")
             if target.operating_point not in target.operating_points:
                 raise ValueError(f"target {target.name}: operating point {target.operating_point} is not defined")
             for name in target.weights:

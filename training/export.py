@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from scipy.special import logit
 
 from training.card import model_card
-from training.data.manifest import NAMES, read_manifest
+from training.data.manifest import manifest_sha256, read_manifest
 from training.evaluation.baselines import NoLungForests
 from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import LEAST_SENSITIVITY
@@ -91,8 +90,9 @@ def export(
 
     Calibration, thresholds and reference distribution come from the out-of-fold scores of `train` without the
     collections of children: a child is told from an adult at a glance, so thresholds fitted on them too would be those
-    of another task than the adult images that a node receives. `val` and `external` have no say, and are scored once
-    by the weights that were written.
+    of another task than the adult images that a node receives. What is written was trained and
+    fitted on nothing of `val` and `external`, which are scored once; the networks that gave the out-of-fold scores had
+    the `val` images of other folds among their training images.
 
     Parameters
     ----------
@@ -186,12 +186,6 @@ def read_member(experiment: Path, sha256: str) -> Member:
     return Member(called, experiment, record, recipe, found, fold_of)
 
 
-def manifest_sha256(data: Path) -> str:
-    """SHA-256 of the manifest that `read_manifest` reads there; empty where there is none."""
-    file = next((data / name for name in NAMES if (data / name).is_file()), data)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-
-
 def make_manifest(
     members: Sequence[Member], train: Sequence[Picture], known: Sequence[Picture], name: str, release: str
 ) -> dict[str, Any]:
@@ -232,18 +226,31 @@ def make_manifest(
                 "images": len(fitted),
                 "positives": int(positive.sum()),
             },
-            "combination": "sigmoid of the mean of the members' calibrated logits, with equal weights",
+            "combination": "sigmoid of the mean of the members' logits, with equal weights; each fitted, then the mean",
             "members": {member.name: _provenance(member) for member in members},
         },
     }
     scores = [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in fitted]
     probability = probabilities_of(manifest, scores)
+    if len(members) > 1:
+        columns, weights = logits_of(manifest, scores), target["weights"]
+        mean = np.average([columns[name] for name in weights], axis=0, weights=list(weights.values()))
+        _calibrate_mean(manifest, fit_platt(mean, positive))
+        probability = probabilities_of(manifest, scores)
     target["operating_points"] = operating_points(probability, positive, LEAST_SENSITIVITY)
     target["reference"] = {
         "positive": distribution(probability[positive]),
         "negative": distribution(probability[~positive]),
     }
     return manifest
+
+
+def _calibrate_mean(manifest: dict[str, Any], platt: Platt) -> None:
+    """Let the mean of the members' logits be the calibrated one: the mean of calibrated logits is not, by itself."""
+    for member in manifest["members"]:
+        scaling = member["calibration"][TARGET]
+        scaling["intercept"] = platt.slope * scaling["intercept"] + platt.intercept
+        scaling["slope"] *= platt.slope
 
 
 def _described(member: Member, fitted: Sequence[Picture], positive: NDArray[np.bool_], release: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from training import records
-from training.data.manifest import NAMES, read_manifest
+from training.data.manifest import manifest_sha256, read_manifest
 from training.data.squares import load_squares
 from training.experiment import (
     check_apart,
@@ -73,7 +73,10 @@ def train(
     if experiment.exists() and not resume:
         raise ValueError(f"{experiment} already exists; go on with it by --resume, or give another --workdir")
     experiment.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(UTC)
+    finished = (experiment / records.RECORD).is_file()
+    started = (
+        records.read_record(experiment)["started"] if finished else datetime.now(UTC).isoformat(timespec="seconds")
+    )
     pictures = read_manifest(data)
     data_set, runs = plan(paper, recipe, pictures, protocol, task)
     for run in runs:
@@ -102,7 +105,7 @@ def train(
         "recipe": records.plain(recipe),
         "differences": [*paper.differences[recipe.profile], *settings_changed(recipe, task)],
         "data": {
-            "manifest_sha256": hashlib.sha256(_manifest(data).read_bytes()).hexdigest(),
+            "manifest_sha256": manifest_sha256(data),
             "images": records.counts(f"{picture.source}/{picture.finding}" for picture in data_set.pictures),
             "skipped": sum(figure["skipped"] for figure in figures),
         },
@@ -111,7 +114,7 @@ def train(
         "code": {"version": version("cxr-dicom-node"), "sha256": code_sha256()},
         "hardware": hardware(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
-        "started": started.isoformat(timespec="seconds"),
+        "started": started,
         "seconds": round(sum(figure["seconds"] for figure in figures)),
     }
     records.write_record(experiment, record)
@@ -252,10 +255,6 @@ def _forget_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a finished training: optimiser states are large."""
     for file in folder.glob(f"*{Path(LAST).suffix}"):
         file.unlink()
-
-
-def _manifest(data: Path) -> Path:
-    return next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
 
 
 def code_sha256() -> str:

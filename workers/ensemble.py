@@ -135,6 +135,8 @@ class Ensemble:
     def _answer(self, target: bundle.Target, scores: Mapping[str, Mapping[str, float]]) -> TargetResult:
         logits = {m.name: m.logit(target.name, scores[m.name]) for m in self._members if m.name in target.weights}
         probability = combined_probability(logits, target.weights)
+        if not math.isfinite(probability):
+            raise OutputError(f"{self.manifest.name} {self.release}: probability of {target.name} is {probability}")
         return TargetResult(target.name, probability, target.threshold, probability >= target.threshold)
 
 
@@ -167,7 +169,14 @@ def _load_member(folder: Path, member: bundle.Member, device: torch.device) -> _
         files = ", ".join(part.file for part in member.weights)
         raise BundleError(f"{folder}: tensor {missing[0]} of {member.architecture} is missing from {files}")
     network.load_state_dict(tensors)
-    return _Member(member.name, network.eval().requires_grad_(False).to(device), transform, member.calibration)
+    network.eval().requires_grad_(False).to(device)
+    try:
+        network.scores(network(torch.zeros(1, 1, transform.crop, transform.crop, device=device))[0])
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"{folder}: member {member.name} gives no scores of {transform.crop} pixels: {str(error).splitlines()[0]}"
+        ) from error
+    return _Member(member.name, network, transform, member.calibration)
 
 
 def _read_weights(

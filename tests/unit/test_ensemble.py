@@ -20,6 +20,7 @@ from training.data.manifest import Picture
 from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import MAX_PIXELS
 from training.models.calibration import sigmoid
+from training.models.jahan import Jahan2022
 from training.models.preprocess import Preprocess
 from training.models.zhang import Zhang2020
 from training.scoring import score_pictures
@@ -243,6 +244,34 @@ def test_an_unknown_preprocessing_is_refused(folder):
 def test_a_calibration_of_an_unknown_output_is_refused(folder):
     change(folder, lambda member: member["calibration"]["covid19"].update(output="p_max"))
     refused(folder, "p_max")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["slope", "intercept"])
+def test_a_calibration_that_is_no_number_is_refused(folder, name, value):
+    change(folder, lambda member: member["calibration"]["covid19"].update({name: value}))
+    refused(folder, name, "finite number")
+
+
+@pytest.mark.parametrize("weights", [{}, {"zhang": 0.0}, {"zhang": -1.0}])
+def test_weights_of_members_without_a_positive_sum_are_refused(folder, weights):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["targets"][0]["weights"] = weights
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(folder, "targets" if weights.get("zhang") else "positive sum")
+
+
+def test_a_member_that_cannot_take_its_own_input_is_refused(tmp_path):
+    # The autoencoder takes 128 pixels and nothing else, and has no scores before its density is fitted.
+    network = Jahan2022(references=4)
+    folder = write_bundle(tmp_path / "bundle", network.state_dict())
+    scaling = {"covid19": {"output": "reconstruction_error", "slope": 1.0, "intercept": 0.0}}
+    change(folder, lambda m: m.update(architecture="Jahan2022", options={"references": 4}, calibration=scaling))
+    for side, words in ((64, "64 pixels"), (128, "density was not fitted")):
+        preprocessing = Preprocess(side, side, "none").to_manifest()
+        change(folder, lambda member, given=preprocessing: member.update(preprocessing=given))
+        refused(folder, "member zhang gives no scores", words)
 
 
 def test_a_missing_tensor_is_refused(folder, state):

@@ -20,11 +20,12 @@ from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import pixels_of
 from training.evaluation.statistics import operating_points
 from training.export import distribution, export
-from training.models.calibration import Platt, sigmoid
+from training.models.calibration import Platt, fit_platt, sigmoid
 from training.models.registry import build
 from training.papers import PAPERS
 from training.records import plain, read_scores, write_record, write_scores
 from training.scoring import load_network, round_to_half, score_pictures, transform_of
+from training.shipped import probabilities_of
 from workers.ensemble import Ensemble
 
 # The cheapest network of each method, at the smallest input that it takes.
@@ -218,7 +219,7 @@ def test_every_member_draws_its_maps(predictions):
     }
 
 
-def test_children_and_val_have_no_say_in_calibration(bundle, experiments, data):
+def test_calibration_is_fitted_on_no_image_of_children_or_val(bundle, experiments, data):
     manifest = read_manifest(bundle)
     fitted = manifest.training["calibration"]
     assert (fitted["images"], fitted["positives"], fitted["left_out"]) == (55, 22, ["kermany"])
@@ -244,6 +245,20 @@ def test_operating_points_and_reference_are_of_the_probabilities_out_of_fold(bun
         assert target.operating_points[name].model_dump() == pytest.approx(point)
     assert target.reference["positive"].quantiles["50"] == pytest.approx(np.median(probability[positive]))
     assert sum(target.reference["negative"].histogram) == 33
+
+
+def test_the_mean_of_the_members_is_calibrated_as_a_whole(bundle, experiments, data):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    train = [p for p in read_pictures(data) if p.split == "train" and p.source != "kermany"]
+    found = [
+        {image: row for by_image in read_scores(experiment).values() for image, row in by_image.items()}
+        for experiment in experiments
+    ]
+    names = [member["name"] for member in manifest["members"]]
+    scores = [{name: by_id[p.image_id] for name, by_id in zip(names, found, strict=True)} for p in train]
+    probability = probabilities_of(manifest, scores)
+    again = fit_platt(np.log(probability / (1 - probability)), np.array([p.finding == "covid19" for p in train]))
+    assert (again.slope, again.intercept) == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
 def test_a_distribution_of_known_numbers():

@@ -94,9 +94,9 @@ def test_a_finished_experiment_is_not_trained_again_by_accident(experiment, coll
 
 
 def test_a_resumed_finished_experiment_stays_as_it_is(experiment, collection):
-    before = (experiment / "scores.csv").read_bytes()
+    before = [(experiment / name).read_bytes() for name in ("scores.csv", "record.json")]
     assert run(collection, experiment.parents[2], resume=True) == experiment
-    assert (experiment / "scores.csv").read_bytes() == before
+    assert [(experiment / name).read_bytes() for name in ("scores.csv", "record.json")] == before
 
 
 COMMAND = """

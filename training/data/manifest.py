@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,27 @@ class Picture:
         return self.finding != "not_cxr" and self.view != "LATERAL"
 
 
+def manifest_file(path: Path) -> Path:
+    """The manifest: the file itself, or the first of `NAMES` in a folder.
+
+    Raises
+    ------
+    ValueError
+        Where the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    file = next((path / name for name in NAMES if (path / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{path} holds neither {' nor '.join(NAMES)}; build one: python -m training data build")
+    return file
+
+
+def manifest_sha256(path: Path) -> str:
+    """SHA-256 of the manifest that is read there."""
+    return hashlib.sha256(manifest_file(path).read_bytes()).hexdigest()
+
+
 def read_manifest(path: Path) -> tuple[Picture, ...]:
     """All rows of a manifest: a file, or a folder that holds one of `NAMES`; paths are relative to its folder.
 
@@ -66,9 +88,7 @@ def read_manifest(path: Path) -> tuple[Picture, ...]:
     ValueError
         Naming the file, and the missing column or the row that is wrong.
     """
-    file = next((path / name for name in NAMES if (path / name).is_file()), None) if path.is_dir() else path
-    if file is None:
-        raise ValueError(f"{path} holds neither {' nor '.join(NAMES)}; build one: python -m training data build")
+    file = manifest_file(path)
     with file.open(newline="", encoding="utf-8") as text:
         reader = csv.DictReader(text)
         if missing := [name for name in REQUIRED if name not in (reader.fieldnames or ())]:

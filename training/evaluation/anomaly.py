@@ -34,12 +34,12 @@ def anomaly(rows: Rows, pictures: Mapping[str, Picture], resamples: int = RESAMP
     scores: dict[str, dict[str, Quantiles]] = {}
     areas: dict[str, dict[str, Figure | None]] = {}
     for name, values in rows.scores.items():
-        found = {where: _quantiles(values[which], rows.patients[which], resamples) for where, which in groups.items()}
+        found = {where: _quantiles(values[which], rows.groups[which], resamples) for where, which in groups.items()}
         scores[name] = {where: quantiles for where, quantiles in found.items() if quantiles is not None}
         turned = rows.column(f"-{name}" if "density" in name else name)
         areas[name] = {
             f"{other} against {_NORMAL}": statistics.auc(
-                turned[which], finding[which] == other, rows.patients[which], resamples
+                turned[which], finding[which] == other, rows.groups[which], resamples
             )
             for other in np.unique(finding).tolist()
             if other != _NORMAL and (which := np.isin(finding, (other, _NORMAL))).any()
@@ -51,8 +51,8 @@ def anomaly(rows: Rows, pictures: Mapping[str, Picture], resamples: int = RESAMP
     }
 
 
-def _quantiles(values: NDArray[np.float64], patients: NDArray[np.str_], resamples: int) -> Quantiles | None:
-    mean = statistics.mean(values, patients, resamples)
+def _quantiles(values: NDArray[np.float64], groups: NDArray[np.int64], resamples: int) -> Quantiles | None:
+    mean = statistics.mean(values, groups, resamples)
     if mean is None:
         return None
     return {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     # Weights of shape (draws, N) in, shape (draws,) out; NaN where a draw does not bear the statistic.
     Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    Patients = Sequence[str] | NDArray[np.str_]  # of each image, shape (N,)
+    # Of each image, shape (N,): its patient, or the group of patients that near duplicates join.
+    Patients = Sequence[str] | Sequence[int] | NDArray[np.str_] | NDArray[np.int64]
 
 RESAMPLES = 2000
 METHOD = "bootstrap over patients"

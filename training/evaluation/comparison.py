@@ -13,6 +13,7 @@ from training.evaluation.wording import (
     images,
     markdown_table,
     measured,
+    profile,
     prose,
     published,
 )
@@ -148,7 +149,7 @@ def _row(found: Beside, differences: Sequence[str]) -> tuple[str, ...]:
         printed,
         measured(ours, kind),
         str(ours["n"]),
-        f"{images(record)}; {record['profile']} profile",
+        f"{images(record)}; {profile(record)}",
         "; ".join(text for text in (differs, number.remark) if text),
     )
 

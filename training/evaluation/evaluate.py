@@ -19,6 +19,7 @@ from training.evaluation.lungs import HEATMAP_IMAGES, RANDOMISED_IMAGES, lungs
 from training.evaluation.page import write_page
 from training.evaluation.rows import rows_of
 from training.evaluation.tasks import CHILDREN, COVID19, PNEUMONIA, combined, covid19_tasks, pneumonia_tasks, scored
+from training.evaluation.wording import profile
 from training.experiment import FINAL
 from training.papers import PAPERS
 from training.records import read_labels, read_record, read_scores, recipe_of
@@ -37,19 +38,21 @@ log = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 METHOD = {
-    "AUC, average precision, means, F1": "95 % percentile interval over {resamples} bootstrap draws of patients",
+    "AUC, average precision, means, F1": "95 % percentile interval over {resamples} bootstrap draws of "
+    "patients (near duplicates together)",
     "sensitivity, specificity, accuracy, precision, recall": "95 % Clopper-Pearson interval over images, Wilson's and "
     "the normal approximation (Minaee 2020, eq. 3) beside it; all too narrow where a patient has several images",
     "of runs": "mean and sample deviation over the runs or folds",
-    "out of fold": "each image scored by the network whose fold held its patient and its near duplicates back",
+    "out of fold": "each image scored by the network whose fold held its patient and its near duplicates back; "
+    "the folds' scores are pooled as they are, not calibrated to one another: the AUC fold by fold stands beside",
     "thresholds and calibration": "a fold's come from the other folds; the final network's from the out-of-fold "
     f"scores of split train; in questions of COVID-19 against the rest without {', '.join(CHILDREN)} (children). "
     "Calibration is Platt's",
     "baselines": "random forests that see no lung, on the same images, folds and labels; the difference of the AUCs "
-    "is paired over the same bootstrap draws",
-    "lungs": "regions take the image's own mean grey; energy is the share of a heatmap's sum that lies on lung",
-    "randomisation": "rank correlation of heatmaps before and after the last layers get random weights, "
-    f"{RANDOMISED_IMAGES} images (Adebayo et al. 2018)",
+    "is paired over the same bootstrap draws. Figures of split val and of sources never trained on have none beside them",
+    "lungs": "a blanked region takes the mean grey of what is kept; energy is the share of a heatmap's sum that lies on lung",
+    "randomisation": "rank correlation of heatmaps before and after the last layers (those of parallel heads together) get "
+    f"random weights, {RANDOMISED_IMAGES} images, without those whose heatmap was empty before (Adebayo et al. 2018)",
     "calibration": "Brier score; expected calibration error over ten bins of equal width; slope and intercept of the "
     "logistic recalibration; net benefit after Vickers and Elkin 2006",
 }
@@ -137,7 +140,7 @@ def _experiment(
     task = "" if record["task"] == COVID19 else f" ({record['task']})"
     found: Experiment = {
         "record": record,
-        "title": f"{record['paper']} {record['variant']}, {record['protocol']}{task}, {record['profile']} profile",
+        "title": f"{record['paper']} {record['variant']}, {record['protocol']}{task}, {profile(record)}",
         "test": tested.figures(record, judged, pictures, resamples),
         "published": [] if with_folds else tested.published(PAPERS[record["paper"]], record, judged, resamples),
         "tasks": {},

@@ -52,15 +52,16 @@ def brief(
     scores: NDArray[np.float64],
     positive: NDArray[np.bool_],
     patients: Patients,
+    groups: Patients,
     by_threshold: dict[str, AtThreshold],
     resamples: int = RESAMPLES,
 ) -> Brief:
-    """The figures that a small group bears."""
+    """The figures that a small group bears; `patients` are counted, and `groups` drawn."""
     return {
         "images": len(positive),
         "patients": len(set(patients)),
         "positives": int(positive.sum()),
-        "auc": statistics.auc(scores, positive, patients, resamples),
+        "auc": statistics.auc(scores, positive, groups, resamples),
         "at": by_threshold,
     }
 
@@ -69,14 +70,15 @@ def group(
     scores: NDArray[np.float64],
     positive: NDArray[np.bool_],
     patients: Patients,
+    groups: Patients,
     by_threshold: dict[str, AtThreshold],
     names: Sequence[str] = (),
     resamples: int = RESAMPLES,
 ) -> Group:
     """All figures; the histogram is by `names`, one for each image, or by positive and negative."""
     return {
-        **brief(scores, positive, patients, by_threshold, resamples),
-        "average_precision": statistics.average_precision(scores, positive, patients, resamples),
+        **brief(scores, positive, patients, groups, by_threshold, resamples),
+        "average_precision": statistics.average_precision(scores, positive, groups, resamples),
         "roc": statistics.roc(scores, positive),
         "precision_recall": statistics.precision_recall(scores, positive),
         "histogram": statistics.histogram(scores, names or np.where(positive, "positive", "negative").tolist()),

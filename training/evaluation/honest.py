@@ -59,7 +59,7 @@ def _task_table(name: str, asked: Sequence[tuple[str, Mapping[str, Task]]]) -> s
         (
             title,
             f"{task['figures']['images']:,} ({task['figures']['positives']:,})",
-            interval(task["figures"]["auc"]),
+            interval(task["figures"]["auc"], runs=True),
             *(text for key in baselines for text in _against(task, key)),
         )
         for title, task in told
@@ -80,11 +80,18 @@ def _against(task: Task, key: str) -> tuple[str, str]:
 def _external(asked: Sequence[tuple[str, Mapping[str, Task]]]) -> str:
     told = [(title, tasks[EXTERNAL]) for title, tasks in asked if EXTERNAL in tasks]
     rows = [
-        (title, str(task["figures"]["positives"]), name, share(point["sensitivity"]), point["chosen"])
+        (
+            title,
+            str(task["figures"]["positives"]),
+            name,
+            share(point["sensitivity"]),
+            share(point.get("specificity_when_chosen")),
+            point["chosen"],
+        )
         for title, task in told
         for name, point in task["figures"]["at"].items()
     ]
-    head = ("Network", "Images", "Threshold", "Sensitivity", "Chosen")
+    head = ("Network", "Images", "Threshold", "Sensitivity", "Specificity where it was chosen", "Chosen")
     return f"### {cell(told[0][1]['title'])}\n\n{markdown_table(head, rows)}"
 
 

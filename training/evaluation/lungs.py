@@ -3,8 +3,9 @@
 Asked of the images whose lungs are outlined (`masks/IMAGE_ID.png`, else the boxes of `lung_boxes.json`), each of the
 fold's network that never saw its patient.
 
-- A blanked region takes the image's own mean. The lungs' silhouette is left by that, and it can tell something by
-  itself; `lung boxes blanked` takes the silhouette away too. `lungs only` blanks what is outside the lungs.
+- A blanked region takes the mean of what is kept, so that nothing of it is left in the grey of the blank. The lungs'
+  silhouette is left, and it can tell something by itself; `lung boxes blanked` takes the silhouette away too. `lungs
+  only` blanks what is outside the lungs.
 - The energy of a heatmap inside the lungs stands beside the share of the input's area that is lung.
 - The third is `training.evaluation.randomisation`.
 """
@@ -92,12 +93,18 @@ def _boxes(place: Path) -> dict[str, list[tuple[float, float, float, float]]]:
 
 
 def variants(pixels: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
-    """The image as it is, and with each of three regions at the image's own mean."""
+    """The image as it is, and with each of three regions at the mean of the pixels outside that region."""
     box = np.zeros_like(inside)
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     box[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
     regions = {AS_IT_IS: np.zeros_like(inside), BLANKED: inside, BOXES_BLANKED: box, ONLY: ~inside}
-    return {name: np.where(region, pixels.mean(), pixels).astype(np.float32) for name, region in regions.items()}
+    return {name: _blanked(pixels, region) for name, region in regions.items()}
+
+
+def _blanked(pixels: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
+    kept = pixels[~region]
+    grey = kept.mean() if kept.size else 0.0  # where nothing is kept, nothing is told
+    return np.where(region, grey, pixels).astype(np.float32)
 
 
 def lung_share(inside: NDArray[np.bool_], transform: Preprocess, cells: Sequence[int]) -> Tensor:
@@ -136,6 +143,7 @@ def lungs(
     drawn = np.random.default_rng(seed).permutation(len(shown))[:heatmap_images].tolist()
     transform, energies, randomisation = transform_of(recipe), _Energies(), Randomisation()
     scores: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(shown)))
+    groups = shown.groups
     for run in np.unique(shown.runs).tolist():
         network = load_network(experiment, run)
         checked: dict[str, Tensor] = {}
@@ -147,20 +155,20 @@ def lungs(
                 scores[name][index] = _score(row, recipe.score)
             if index in drawn:
                 for name, heatmap in heatmaps(network, transform(pixels)).items():
-                    energies.add(name, heatmap, lung_share(inside, transform, heatmap.shape), picture.patient_id)
+                    energies.add(name, heatmap, lung_share(inside, transform, heatmap.shape), int(groups[index]))
             if index in drawn[:RANDOMISED_IMAGES]:
                 checked[picture.image_id] = transform(pixels)
-        patient_of = {picture.image_id: picture.patient_id for picture in shown.pictures}
-        randomisation.add(network, checked, patient_of, seed)
-    truth, patients = shown.finding(positive), np.array(shown.patients)
-    means = {name: statistics.mean(found[truth], patients[truth], resamples) for name, found in scores.items()}
+        group_of = {picture.image_id: group for picture, group in zip(shown.pictures, groups.tolist(), strict=True)}
+        randomisation.add(network, checked, group_of, seed)
+    truth = shown.finding(positive)
+    means = {name: statistics.mean(found[truth], groups[truth], resamples) for name, found in scores.items()}
     return {
         "absent": "",
         "images": dict(sorted(Counter(picture.finding for picture in shown.pictures).items())),
         "outlines": dict(sorted(Counter(outlined[picture.image_id].origin for picture in shown.pictures).items())),
-        "auc": {name: statistics.auc(found, truth, patients, resamples) for name, found in scores.items()},
+        "auc": {name: statistics.auc(found, truth, groups, resamples) for name, found in scores.items()},
         "fall": {
-            name: statistics.auc_difference(scores[AS_IT_IS], scores[name], truth, patients, resamples)
+            name: statistics.auc_difference(scores[AS_IT_IS], scores[name], truth, groups, resamples)
             for name in (BLANKED, BOXES_BLANKED, ONLY)
         },
         "mean_score": {name: figure for name, figure in means.items() if figure is not None},
@@ -175,29 +183,29 @@ def _score(row: dict[str, float], name: str) -> float:
 
 
 class _Energies:
-    """Per heatmap: its share inside the lungs (NaN of an empty one), the lungs' area, and the patient."""
+    """Per heatmap: its share inside the lungs (NaN of an empty one), the lungs' area, and the group of the patient."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._patients: dict[str, list[str]] = defaultdict(list)
+        self._groups: dict[str, list[int]] = defaultdict(list)
 
-    def add(self, name: str, heatmap: Tensor, share: Tensor, patient: str) -> None:
+    def add(self, name: str, heatmap: Tensor, share: Tensor, group: int) -> None:
         whole = float(heatmap.sum())
         inside = float((heatmap * share).sum()) / whole if whole > 0 else np.nan
         self._found[name].append((inside, float(share.mean())))
-        self._patients[name].append(patient)
+        self._groups[name].append(group)
 
     def figures(self, resamples: int) -> dict[str, Energy]:
         result: dict[str, Energy] = {}
         for name, found in self._found.items():
             inside, area = np.array(found).T
-            patients, there = np.array(self._patients[name]), np.isfinite(inside)
-            of_area = statistics.mean(area, patients, resamples)
+            groups, there = np.array(self._groups[name]), np.isfinite(inside)
+            of_area = statistics.mean(area, groups, resamples)
             if of_area is not None:
                 result[name] = {
-                    "inside": statistics.mean(inside[there], patients[there], resamples),
+                    "inside": statistics.mean(inside[there], groups[there], resamples),
                     "area": of_area,
-                    "more_than_area": statistics.mean((inside - area)[there], patients[there], resamples),
+                    "more_than_area": statistics.mean((inside - area)[there], groups[there], resamples),
                     "empty": int((~there).sum()),
                 }
         return result

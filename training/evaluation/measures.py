@@ -72,7 +72,7 @@ def _images(rows: Rows, wanted: Measure, _resamples: int) -> Figure | None:
 
 
 def _auc(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
-    return statistics.auc(rows.column(wanted.score), rows.is_class(wanted.positive), rows.patients, resamples)
+    return statistics.auc(rows.column(wanted.score), rows.is_class(wanted.positive), rows.groups, resamples)
 
 
 def _sensitivity(rows: Rows, wanted: Measure, _resamples: int) -> Figure | None:
@@ -127,7 +127,7 @@ def _by_class(place: int, score: Callable[..., Any]) -> Kind:
         if not wanted.positive:
             value = score(rows.labels, predicted, labels=classes, average="macro", zero_division=0.0)
             return bootstrapped(
-                value, lambda weights: statistics.by_class(confusions(weights))[place].mean(axis=1), rows.patients,
+                value, lambda weights: statistics.by_class(confusions(weights))[place].mean(axis=1), rows.groups,
                 resamples,
             )  # fmt: skip
         index = rows.classes.index(wanted.positive)
@@ -137,7 +137,7 @@ def _by_class(place: int, score: Callable[..., Any]) -> Kind:
         return bootstrapped(
             score(there, called, zero_division=0.0),
             lambda weights: statistics.by_class(confusions(weights))[place][:, index],
-            rows.patients,
+            rows.groups,
             resamples,
         )
 
@@ -174,7 +174,7 @@ def _micro(*, of_predictions: bool) -> Kind:
 
 def _mean_score(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
     chosen = _of(rows, wanted)
-    return statistics.mean(chosen.column(wanted.score), chosen.patients, resamples)
+    return statistics.mean(chosen.column(wanted.score), chosen.groups, resamples)
 
 
 def _loss(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
@@ -185,7 +185,7 @@ def _loss(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
     value = log_loss(chosen.labels, probabilities, labels=list(range(len(rows.classes))))
     least = np.finfo(np.float64).eps
     of_true = probabilities[np.arange(len(chosen)), chosen.labels].clip(least, 1 - least)
-    return bootstrapped(value, bootstrap.weighted_mean(-np.log(of_true)), chosen.patients, resamples)
+    return bootstrapped(value, bootstrap.weighted_mean(-np.log(of_true)), chosen.groups, resamples)
 
 
 _BY_KIND: dict[str, Kind] = {

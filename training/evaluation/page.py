@@ -1,6 +1,7 @@
 """`evaluation.html`: everything that was measured, to look at, in one file that asks nobody for anything.
 
-The same-source figure and what sees no lung come first; no figure across sources stands without them.
+The same-source figure and what sees no lung come first, and out-of-fold figures across sources have the latter beside
+them. Figures of split `val` and of sources never trained on have not: no forest was grown for them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PAGE = "evaluation.html"
 TEMPLATE = "page.html.j2"
 _HOW = (
     "Each image was scored by a network that never saw its patient. All come from one collection, so that telling "
-    "collections apart is no help."
+    "collections apart helps less; the collection itself is of many hospitals and papers."
 )
 _BESIDE = (
     "Random forests that see no lung were asked the same, on the same images and folds: what surrounds the picture, "
@@ -115,7 +116,7 @@ def _honest(asked: Sequence[tuple[str, Mapping[str, Task]]]) -> Section | None:
             (
                 title,
                 counted(task["figures"]),
-                interval(figure),
+                interval(figure, runs=True),
                 interval(baseline["auc"]) if baseline else NOTHING,
                 f"{difference(gap)}: {verdict(gap)}",
                 _pooled(tasks),
@@ -140,9 +141,14 @@ def _pooled(tasks: Mapping[str, Task]) -> str:
 
 
 def _external(tasks: Mapping[str, Task]) -> str:
-    """The sensitivity on a source never trained on, at the frozen thresholds."""
+    """The sensitivity on a source never trained on, at the frozen thresholds, and their price where they were chosen."""
     frozen = tasks["external"]["figures"]["at"] if "external" in tasks else {}
-    return "; ".join(f"{share(point['sensitivity'])} ({name})" for name, point in frozen.items()) or NOTHING
+    told = (
+        f"{share(point['sensitivity'])} ({name}; specificity where it was chosen "
+        f"{share(point.get('specificity_when_chosen'))})"
+        for name, point in frozen.items()
+    )
+    return "; ".join(told) or NOTHING
 
 
 def _headline(result: Evaluation) -> Table | None:

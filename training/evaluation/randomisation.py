@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,8 +31,20 @@ def heatmaps(network: Network, image: Tensor) -> dict[str, Tensor]:
     return {name: found[0].float() for name, found in maps.items()}
 
 
-def layers(network: nn.Module) -> list[nn.Module]:
-    """The modules that hold parameters themselves, in the order in which the network names them."""
+def layers(network: nn.Module) -> list[list[nn.Module]]:
+    """The modules that hold parameters themselves, in the order in which the network names them.
+
+    Those of parallel `heads` come last, and are one layer where they are as far from the end: each head has a map.
+    """
+    heads = getattr(network, "heads", None)
+    branches = [_holders(head) for head in heads.values()] if isinstance(heads, nn.ModuleDict) else []
+    inside = {module for branch in branches for module in branch}
+    trunk = [[module] for module in _holders(network) if module not in inside]
+    depth = max(map(len, branches), default=0)
+    return trunk + [[branch[-i] for branch in branches if i <= len(branch)] for i in range(depth, 0, -1)]
+
+
+def _holders(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if any(True for _ in module.parameters(recurse=False))]
 
 
@@ -47,7 +59,7 @@ def randomised(network: Network, last: int, seed: int) -> Network:
     other = copy.deepcopy(network)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for module in layers(other)[-last:]:
+        for module in (module for layer in layers(other)[-last:] for module in layer):
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
                 continue
@@ -64,6 +76,10 @@ def similarity(before: Tensor, after: Tensor) -> tuple[float, float] | None:
     return float(spearmanr(one, other).statistic), float(kendalltau(one, other).statistic)
 
 
+def _is_empty(heatmap: Tensor) -> bool:
+    return bool(np.ptp(_cells(heatmap)) == 0)
+
+
 def _cells(heatmap: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     size = (min(heatmap.shape[0], _CELLS), min(heatmap.shape[1], _CELLS))
     found = functional.adaptive_avg_pool2d(heatmap[None, None], size).double().flatten().numpy()
@@ -75,37 +91,41 @@ class Randomisation:
 
     def __init__(self) -> None:
         self._of = 0
-        self._patients: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._left_out: Counter[str] = Counter()
+        self._groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         self._found: dict[tuple[str, int], list[tuple[float, float] | None]] = defaultdict(list)
 
-    def add(self, network: Network, images: dict[str, Tensor], patients: dict[str, str], seed: int) -> None:
-        """Compare the maps of the network's inputs with those of its random copies; images and patients by image id."""
+    def add(self, network: Network, images: dict[str, Tensor], groups: dict[str, int], seed: int) -> None:
+        """Compare the maps of the network's inputs with those of its random copies; images and groups by image id."""
         self._of = len(layers(network))
         before = {image_id: heatmaps(network, image) for image_id, image in images.items()}
+        self._left_out.update(name for maps in before.values() for name, one in maps.items() if _is_empty(one))
         for last in steps(network):
             other = randomised(network, last, seed)
             for image_id, image in images.items():
                 for name, after in heatmaps(other, image).items():
-                    self._found[name, last].append(similarity(before[image_id][name], after))
-                    self._patients[name, last].append(patients[image_id])
+                    found, owners = self._found[name, last], self._groups[name, last]
+                    if not _is_empty(before[image_id][name]):
+                        found.append(similarity(before[image_id][name], after))
+                        owners.append(groups[image_id])
 
     def figures(self, resamples: int) -> dict[str, list[Randomised]]:
         """By the map's name, one entry for each step, from the last layer alone to all."""
         result: dict[str, list[Randomised]] = defaultdict(list)
         for (name, last), found in self._found.items():
-            patients = self._patients[name, last]
+            groups = self._groups[name, last]
             # A map that is gone is not similar.
-            both = np.array([pair or (0.0, 0.0) for pair in found])
-            spearman, kendall = (statistics.mean(both[:, i], patients, resamples) for i in (0, 1))
-            if spearman is not None and kendall is not None:
-                result[name].append(
-                    {
-                        "layers": last,
-                        "of": self._of,
-                        "images": len(found),
-                        "spearman": spearman,
-                        "kendall": kendall,
-                        "empty": sum(pair is None for pair in found),
-                    }
-                )
+            both = np.array([pair or (0.0, 0.0) for pair in found]).reshape(-1, 2)
+            spearman, kendall = (statistics.mean(both[:, i], groups, resamples) for i in (0, 1))
+            result[name].append(
+                {
+                    "layers": last,
+                    "of": self._of,
+                    "images": len(found),
+                    "spearman": spearman,
+                    "kendall": kendall,
+                    "empty": sum(pair is None for pair in found),
+                    "left_out": self._left_out[name],
+                }
+            )
         return dict(result)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.splits import groups_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -23,6 +25,8 @@ class Rows:
     ----------
     runs, images, patients
         Names, shape (N,).
+    groups
+        What the bootstrap draws: the patient, patients of near duplicates together; shape (N,).
     labels
         Index into `classes`, -1 where the experiment gives the image no class; shape (N,).
     scores
@@ -32,6 +36,7 @@ class Rows:
     runs: NDArray[np.str_]
     images: NDArray[np.str_]
     patients: NDArray[np.str_]
+    groups: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     scores: Mapping[str, NDArray[np.float64]]
@@ -48,6 +53,7 @@ class Rows:
             runs=self.runs[which],
             images=self.images[which],
             patients=self.patients[which],
+            groups=self.groups[which],
             labels=self.labels[which],
             scores=scores,
         )
@@ -98,6 +104,7 @@ def rows_of(
         Where a scored image is not in the manifest: figures would be of other patients than they say.
     """
     patient_of = {picture.image_id: picture.patient_id for picture in pictures}
+    group_of = {picture.image_id: group for picture, group in zip(pictures, groups_of(pictures), strict=True)}
     classes = tuple(record["recipe"]["classes"])
     found = [(run, image, values) for run, by_image in scores.items() for image, values in by_image.items()]
     if unknown := [image for _, image, _ in found if image not in patient_of]:
@@ -108,6 +115,7 @@ def rows_of(
         runs=np.array([run for run, _, _ in found], dtype=np.str_),
         images=np.array([image for _, image, _ in found], dtype=np.str_),
         patients=np.array([patient_of[image] for _, image, _ in found], dtype=np.str_),
+        groups=np.array([group_of[image] for _, image, _ in found], dtype=np.int64),
         labels=np.array([index.get(labels[run][image], -1) for run, image, _ in found], dtype=np.int64),
         classes=classes,
         scores={name: np.array([values[name] for _, _, values in found]) for name in names},

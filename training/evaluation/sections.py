@@ -18,6 +18,7 @@ from training.evaluation.wording import (
     interval,
     measured,
     number,
+    profile,
     published,
     share,
 )
@@ -83,7 +84,7 @@ def experiment_part(anchor: str, experiment: Experiment) -> Part:
     runs = record["runs"]
     facts = (
         ("Paper, variant", f"{record['paper']}, {record['variant']}"),
-        ("Profile, protocol, task", f"{record['profile']}, {record['protocol']}, {record['task']}"),
+        ("Profile, protocol, task", f"{profile(record)}, {record['protocol']}, {record['task']}"),
         ("Images", images(record)),
         ("Trained", f"{len(runs)} runs in {duration(record['seconds'])} on {record['hardware']}, {record['started']}"),
         ("Seed", str(record["seed"])),
@@ -109,7 +110,7 @@ def task_sections(anchor: str, tasks: Mapping[str, Task]) -> Iterator[Section]:
         (
             task["title"],
             counted(task["figures"]),
-            interval(task["figures"]["auc"]),
+            interval(task["figures"]["auc"], runs=True),
             *(_baseline(task, name) for name in names),
         )
         for task in tasks.values()
@@ -282,12 +283,13 @@ def _lungs(found: Lungs) -> Section:
             interval(each["spearman"]),
             interval(each["kendall"]),
             str(each["empty"]),
+            str(each.get("left_out", 0)),
         )
         for name, steps in found.get("randomisation", {}).items()
         for each in steps
     ]
     if random:
-        head = ("Heatmap", "Random layers", "Spearman", "Kendall", "Empty maps")
+        head = ("Heatmap", "Random layers", "Spearman", "Kendall", "Maps that vanish", "Empty before, left out")
         tables.append(Table(head, tuple(random), "Heatmaps must change as weights become random"))
     counts = ", ".join(f"{name} {count}" for name, count in found.get("images", {}).items())
     outlines = ", ".join(f"{name} {count}" for name, count in found.get("outlines", {}).items())

@@ -70,6 +70,7 @@ class AtThreshold(TypedDict):
     chosen: str  # how and on what, as a sentence
     sensitivity: Figure | None
     specificity: Figure | None
+    specificity_when_chosen: NotRequired[Figure | None]  # of `external`: on the out-of-fold images it was chosen on
     predictive_values: list[AtPrevalence]  # at 1, 5, 10, 30 %; empty where sensitivity or specificity is missing
 
 
@@ -201,14 +202,18 @@ class Energy(TypedDict):
 
 
 class Randomised(TypedDict):
-    """How similar heatmaps stay when the last `layers` of `of` layers get random weights (an empty map counts 0)."""
+    """How similar heatmaps stay when the last `layers` of `of` layers get random weights (one that vanishes counts 0).
+
+    Layers of the same depth in parallel heads count as one.
+    """
 
     layers: int
     of: int
-    images: int
-    spearman: Figure
-    kendall: Figure
-    empty: int  # maps that became, or were, the same everywhere
+    images: int  # compared
+    spearman: Figure | None  # None where every map is left out
+    kendall: Figure | None
+    empty: int  # maps that became the same everywhere
+    left_out: NotRequired[int]  # images whose map was the same everywhere before any weight was random
 
 
 class Anomaly(TypedDict):

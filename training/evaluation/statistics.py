@@ -169,7 +169,11 @@ def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:
 def histogram(scores: NDArray[np.float64], names: Sequence[str]) -> Histogram:
     """Counts of the scores by name, in `BINS` bins of equal width over all of them."""
     groups = np.asarray(names)
-    edges = np.histogram_bin_edges(scores, BINS)
+    largest = float(np.abs(scores).max(initial=0.0))
+    # numpy widens the range of equal scores, but not of those that so few floats lie between.
+    alike = len(scores) > 0 and np.ptp(scores) <= 1e-12 * largest
+    half = max(largest, 1.0) / 2
+    edges = np.histogram_bin_edges(scores, BINS, (scores.min() - half, scores.max() + half) if alike else None)
     counts = {str(name): np.histogram(scores[groups == name], edges)[0].tolist() for name in np.unique(groups)}
     return {"edges": edges.tolist(), "counts": counts}
 

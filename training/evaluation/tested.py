@@ -53,7 +53,7 @@ def figures(
     by_class, classes = {}, None
     if probabilities is not None:
         predicted = probabilities.argmax(axis=1)
-        classes = statistics.predicted_classes(rows.labels, predicted, rows.classes, rows.patients, resamples)
+        classes = statistics.predicted_classes(rows.labels, predicted, rows.classes, rows.groups, resamples)
         by_class = {
             label: _group(rows, probabilities[:, i], rows.labels == i, resamples=resamples)
             for i, label in enumerate(rows.classes)
@@ -83,7 +83,8 @@ def _group(
     both = bool(truth.any() and not truth.all())
     thresholds = best_thresholds(scores, truth) if both else {}
     by_threshold = at(scores[which], truth[which], thresholds, "on these very images, all sources together")
-    return group(scores[which], truth[which], rows.patients[which], by_threshold, names, resamples)
+    patients, groups = rows.patients[which], rows.groups[which]
+    return group(scores[which], truth[which], patients, groups, by_threshold, names, resamples)
 
 
 def _of_runs(record: Mapping[str, Any], rows: Rows, positive: str) -> dict[str, OfRuns]:

@@ -15,6 +15,7 @@ NOTHING = "–"
 DISCLAIMER = "Research and decision support; no clinical validity was measured."
 HONEST = "covid19 against pneumonia, cohen"
 POOLED = "covid19 against the rest, pooled"
+CHANGED = "Changed for this training:"  # how `training.train.settings_changed` begins
 # Kinds of `training.papers.paper.KINDS` by the unit in which they are read.
 _PERCENT = (
     "sensitivity",
@@ -97,6 +98,12 @@ def images(record: Mapping[str, Any]) -> str:
         source = name.partition("/")[0]
         by_source[source] = by_source.get(source, 0) + count
     return ", ".join(f"{source} {count:,}" for source, count in by_source.items()) or NOTHING
+
+
+def profile(record: Mapping[str, Any]) -> str:
+    """The profile of an experiment: ``small profile``, and whether this training changed it."""
+    changed = any(text.startswith(CHANGED) for text in record["differences"][-1:])
+    return f"{record['profile']} profile{', changed' if changed else ''}"
 
 
 def duration(seconds: float) -> str:

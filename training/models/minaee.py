@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121")
-_AT_ONCE = 32
+_AT_ONCE = 8
 
 
 class Minaee2020(Classifier):
