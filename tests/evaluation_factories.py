@@ -109,6 +109,9 @@ def task(title: str, auc: float | None, no_lung: float = 0.64) -> dict[str, Any]
 
 
 def tasks(shift: float = 0.0) -> dict[str, Any]:
+    external = task("Sensitivity to COVID-19 on a source never trained on, network of split train", None)
+    for point in external["figures"]["at"].values():
+        point |= {"specificity": None, "specificity_when_chosen": proportion(40, 100)}
     return {
         HONEST: task("COVID-19 against other pneumonia within cohen, out of fold", 0.66 + shift),
         HONEST + ", PA": task("COVID-19 against other pneumonia within cohen, PA, out of fold", 0.63 + shift),
@@ -116,7 +119,7 @@ def tasks(shift: float = 0.0) -> dict[str, Any]:
         "pneumonia against normal, kermany": task("Pneumonia against normal within kermany, out of fold", 0.96, 0.83),
         "covid19 against the rest, hannover": task("COVID-19 against the rest, hannover, out of fold", None),
         POOLED: task("COVID-19 against the rest, pooled, out of fold", 0.97 + shift / 10, 0.99),
-        "external": task("Sensitivity to COVID-19 on a source never trained on, network of split train", None),
+        "external": external,
     }
 
 

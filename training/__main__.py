@@ -71,7 +71,7 @@ def train(
     protocol: Annotated[Protocol, typer.Option(help=Protocol.__doc__ or "")] = Protocol.PAPER,
     task: Annotated[Task, typer.Option(help=Task.__doc__ or "")] = Task.COVID19,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what lies in the working folder.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda (all GPUs) or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda (the first) or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option(help="The same seed gives the same numbers.")] = 20,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE: a field of the recipe, or pretraining.NAME=VALUE.")

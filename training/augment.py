@@ -34,6 +34,12 @@ def augment(squares: Tensor, crop: int, how: str, ranges: Augmentation, generato
     -------
     float32, shape (N, 1, crop, crop), or of three channels where `how` makes them.
     """
+    # In float32 as in service: a sampling grid of bfloat16 would move pixels by a column.
+    with torch.autocast(squares.device.type, enabled=False):
+        return _augment(squares, crop, how, ranges, generator)
+
+
+def _augment(squares: Tensor, crop: int, how: str, ranges: Augmentation, generator: torch.Generator) -> Tensor:
     pixels = _warp(squares[:, None].float() / 255, crop, ranges, generator).clamp(0, 1)
     if ranges.gamma:
         pixels = pixels ** torch.exp(_uniform(pixels, -ranges.gamma, ranges.gamma, generator))

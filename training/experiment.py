@@ -39,8 +39,10 @@ def plan(
     Raises
     ------
     ValueError
-        Where a class of the recipe has no image.
+        Where a class of the recipe has no image, or the paper's own protocol is asked for another task.
     """
+    if protocol == "paper" and task != "covid19":
+        raise ValueError(f"task {task} is asked of folds: give --protocol folds")
     if protocol == "paper":
         data = paper.data_set(pictures)
         runs = paper.splits(data, recipe.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -85,13 +86,25 @@ class Images(Dataset[tuple["Tensor", int]]):
 class Training(lightning.LightningModule):
     """The step, the optimiser and the images of each epoch, all by the recipe and the seed."""
 
-    def __init__(self, network: Network, recipe: Recipe, images: Images, validation: Images | None, seed: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        images: Images,
+        validation: Images | None = None,
+        *,
+        seed: int = 0,
+        identity: str = "",
+    ) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
         self.images = images
         self.validation = validation
         self.seed = seed
+        self.identity = identity
+        self.kept: dict[str, float] = {}  # figures of the epochs before this process
+        self.began = time.monotonic()
         self.loss = LOSSES[recipe.loss](**recipe.loss_options)
         self.features: Tensor | None = None
         self.order: NDArray[np.int64] | None = None
@@ -126,7 +139,7 @@ class Training(lightning.LightningModule):
         else:
             data = self.images.chosen(draw_epoch(self.images, self.recipe, rng))
         # A last batch of one image would stop a BatchNorm.
-        return DataLoader(data, self.recipe.batch, drop_last=len(data) > self.recipe.batch)
+        return DataLoader(data, self.recipe.batch, drop_last=len(data) % self.recipe.batch == 1)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation images, unchanged."""
@@ -166,8 +179,18 @@ class Training(lightning.LightningModule):
         self.log("validation_accuracy", right, batch_size=len(labels), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say of which recipe the checkpoint is."""
-        checkpoint["recipe"] = identity(self.recipe, self.seed)
+        """Say of which training the checkpoint is, and what is lost with the process otherwise."""
+        checkpoint["identity"] = self.identity
+        checkpoint["figures"] = self.figures()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the figures."""
+        self.kept = checkpoint["figures"]
+
+    def figures(self) -> dict[str, float]:
+        """The last epoch's metrics, and the seconds of training, those of earlier processes among them."""
+        seconds = self.kept.get("seconds", 0.0) + time.monotonic() - self.began
+        return self.kept | {name: float(v) for name, v in self.trainer.callback_metrics.items()} | {"seconds": seconds}
 
 
 class EpochLog(Callback):
@@ -187,14 +210,20 @@ def fit(
     *,
     validation: Images | None = None,
     seed: int = 0,
+    data: str = "",
     device: str = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the network by the recipe; goes on from the last finished epoch where `folder` holds one.
 
+    Parameters
+    ----------
+    data
+        What tells one set of images from another; a checkpoint of other images is refused.
+
     Returns
     -------
-    ``epochs`` and ``loss`` of the last one, and ``validation_accuracy`` where there are validation images.
+    ``epochs``, ``seconds``, the last one's ``loss``, and ``validation_accuracy`` where there are validation images.
 
     Raises
     ------
@@ -202,13 +231,17 @@ def fit(
         Where the folder holds a checkpoint of another recipe, or the device is not there.
     """
     kept = folder / LAST
-    training = Training(network.to(memory_format=torch.channels_last), recipe, images, validation, seed)
+    whose = identity(recipe, seed, data)
+    network.to(memory_format=torch.channels_last)
+    training = Training(network, recipe, images, validation, seed=seed, identity=whose)
     if kept.is_file():
-        _check_checkpoint(kept, identity(recipe, seed))
-    callbacks: list[Callback] = [EpochLog(), ModelCheckpoint(folder, "last", enable_version_counter=False)]
+        _check_checkpoint(kept, whose)
+    callbacks: list[Callback] = [EpochLog()]
     if recipe.keep == BEST_VALIDATION_ACCURACY:
         best = ModelCheckpoint(folder, "best", monitor="validation_accuracy", mode="max", enable_version_counter=False)
         callbacks.append(best)
+    # After `best`: a run that goes on from the last checkpoint has to know of the best so far.
+    callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False))
     if progress:
         callbacks.append(RichProgressBar())
     with quiet():
@@ -229,7 +262,7 @@ def fit(
             deterministic="warn",
         )
         trainer.fit(training, ckpt_path=str(kept) if kept.is_file() else None, weights_only=True)
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        figures = training.figures()
         if recipe.keep == BEST_VALIDATION_ACCURACY:
             state = torch.load(folder / BEST, weights_only=True)["state_dict"]
             network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
@@ -238,13 +271,13 @@ def fit(
     return {"epochs": recipe.epochs} | figures
 
 
-def identity(recipe: Recipe, seed: int) -> str:
+def identity(recipe: Recipe, seed: int, data: str = "") -> str:
     """What a checkpoint must agree in to be gone on with."""
-    return json.dumps({"recipe": plain(recipe), "seed": seed}, sort_keys=True)
+    return json.dumps({"recipe": plain(recipe), "seed": seed, "data": data}, sort_keys=True)
 
 
 def _check_checkpoint(file: Path, expected: str) -> None:
-    found = torch.load(file, map_location="cpu", weights_only=True).get("recipe")
+    found = torch.load(file, map_location="cpu", weights_only=True).get("identity")
     if found != expected:
         kept = json.loads(found or '{"recipe": {}}')["recipe"]
         whose = f"{kept.get('paper', 'another')} {kept.get('variant', 'model')}, {kept.get('profile', '')} profile"
@@ -252,16 +285,16 @@ def _check_checkpoint(file: Path, expected: str) -> None:
 
 
 def place(device: str) -> dict[str, Any]:
-    """Lightning's words for ``auto``, ``cpu``, ``cuda`` (all of them) or ``cuda:N``."""
+    """Lightning's words for ``auto``, ``cpu``, ``cuda`` (the first) or ``cuda:N``."""
     kind, _, number = device.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count()
         if count <= int(number or 0):
             raise ValueError(f"device {device} is not there: torch sees {count} CUDA devices; use --device cpu")
-        return {"accelerator": "gpu", "devices": [int(number)] if number else count}
+        return {"accelerator": "gpu", "devices": [int(number or 0)]}
     if kind not in ("auto", "cpu"):
         raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N")
-    return {"accelerator": kind, "devices": "auto" if kind == "auto" else 1}
+    return {"accelerator": kind, "devices": 1}
 
 
 def torch_device(device: str) -> torch.device:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 
 from training import records
+from training.data.checks import require
 from training.data.manifest import manifest_sha256, read_manifest
 from training.data.squares import load_squares
 from training.experiment import (
@@ -28,7 +28,7 @@ from training.experiment import (
     validation_part,
 )
 from training.finishing import FINISHING
-from training.fit import LAST, Images, fit, identity, torch_device
+from training.fit import LAST, Images, fit, identity, place, torch_device
 from training.models.backbones import starting_weights
 from training.models.registry import build
 from training.papers import PAPERS
@@ -72,15 +72,21 @@ def train(
     experiment = workdir / recipe.paper / recipe.variant / f"{kind}-{recipe.profile}"
     if experiment.exists() and not resume:
         raise ValueError(f"{experiment} already exists; go on with it by --resume, or give another --workdir")
-    experiment.mkdir(parents=True, exist_ok=True)
-    finished = (experiment / records.RECORD).is_file()
-    started = (
-        records.read_record(experiment)["started"] if finished else datetime.now(UTC).isoformat(timespec="seconds")
-    )
+    if (experiment / records.RECORD).is_file():
+        record = records.read_record(experiment)
+        same = identity(records.recipe_of(record), 0) == identity(recipe, 0)
+        if not same or record["data"]["manifest_sha256"] != manifest_sha256(data):
+            raise ValueError(f"{experiment} was trained by other settings or on other images; give another --workdir")
+        return experiment
+    place(device)
+    transform_of(recipe)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     pictures = read_manifest(data)
     data_set, runs = plan(paper, recipe, pictures, protocol, task)
+    require(data_set.pictures, data_set.labels, data_set.classes)
     for run in runs:
         check_apart(data_set, run)
+    experiment.mkdir(parents=True, exist_ok=True)
     stock = _Stock(pictures, workdir, device, progress=progress)
     rows: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
@@ -90,8 +96,8 @@ def train(
             tested = run.test if protocol == "folds" else np.concatenate([other.test for other in runs])
             _one(recipe, data_set, run, tested, stock, folder, recipe.seed + index)
         done = json.loads((folder / _RUN).read_text(encoding="utf-8"))
-        if done["identity"] != identity(recipe, recipe.seed + index):
-            raise ValueError(f"{folder} was trained by other settings; give another --workdir")
+        if done["identity"] != identity(recipe, recipe.seed + index, _digest(data_set, run)):
+            raise ValueError(f"{folder} was trained by other settings or on other images; give another --workdir")
         figures.append(done["figures"])
         rows += done["scores"]
         log.info("%s %s: %s", recipe.paper, run.name, done["figures"])
@@ -107,7 +113,7 @@ def train(
         "data": {
             "manifest_sha256": manifest_sha256(data),
             "images": records.counts(f"{picture.source}/{picture.finding}" for picture in data_set.pictures),
-            "skipped": sum(figure["skipped"] for figure in figures),
+            "skipped": stock.unreadable(data_set, recipe.resize),
         },
         "runs": figures,
         "seed": recipe.seed,
@@ -153,6 +159,10 @@ class _Stock:
         """Those of the indices whose images can be read."""
         return index[load_squares(data.pictures, side, self.workdir / "squares")[1][index]]
 
+    def unreadable(self, data: DataSet, side: int) -> int:
+        """How many of the images cannot be read."""
+        return int((~load_squares(data.pictures, side, self.workdir / "squares")[1]).sum())
+
     def backbone(self, recipe: Recipe, tested: Sequence[Picture], seed: int) -> Path:
         """File of a backbone trained by Basu's first stage on images of no patient that is tested; made once."""
         data = pretraining_set(self.pictures, tested)
@@ -163,7 +173,6 @@ class _Stock:
         file = folder / records.WEIGHTS
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            began = time.monotonic()
             torch.manual_seed(seed)
             network = build(recipe.architecture, recipe.options)
             trained, held = validation_part(data, seed)
@@ -177,7 +186,7 @@ class _Stock:
                 device=self.device,
                 progress=self.progress,
             )
-            figures |= {"images": len(trained), "seconds": round(time.monotonic() - began)}
+            figures |= {"images": len(trained), "seconds": round(figures["seconds"])}
             (folder / _RUN).write_text(json.dumps(figures), encoding="utf-8")
             _save(network.backbone_state(), file)
             _forget_checkpoints(folder)
@@ -190,7 +199,7 @@ def _one(
 ) -> None:
     """Train one run and score its test images; `run.json` is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"name": run.name, "skipped": 0}
+    figures: dict[str, Any] = {"name": run.name}
     weights = recipe.weights
     if weights == "pretraining":
         if recipe.pretraining is None:
@@ -198,7 +207,6 @@ def _one(
         file = stock.backbone(recipe.pretraining, [data.pictures[i] for i in tested], recipe.seed)
         figures["pretraining"] = json.loads((file.parent / _RUN).read_text(encoding="utf-8"))
         weights = str(file)
-    began = time.monotonic()
     torch.manual_seed(seed)
     network = build(recipe.architecture, recipe.options)
     starting_weights(weights, network)
@@ -206,7 +214,6 @@ def _one(
     trained = run.train[np.isin(data.labels[run.train], wanted)]
     images = stock.images(data, trained, recipe.resize)
     test = stock.readable(data, run.test, recipe.resize)
-    figures["skipped"] = len(trained) + len(run.test) - len(images.labels) - len(test)
     validation = stock.images(data, run.validation, recipe.resize) if len(run.validation) else None
     figures |= fit(
         network,
@@ -215,6 +222,7 @@ def _one(
         folder,
         validation=validation,
         seed=seed,
+        data=_digest(data, run),
         device=stock.device,
         progress=stock.progress,
     )
@@ -225,7 +233,7 @@ def _one(
         "train": len(images.labels),
         "test": len(test),
         "train_by_class": records.counts(recipe.classes[label] for label in images.labels),
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(figures["seconds"]),
     }
     pictures = [data.pictures[i] for i in test]
     found = score_pictures(network.to(torch_device(stock.device)), transform_of(recipe), pictures)
@@ -234,10 +242,19 @@ def _one(
         for i, picture, score in zip(test, pictures, found, strict=True)
     ]
     unfinished = folder / (_RUN + ".part")
-    done = {"identity": identity(recipe, seed), "figures": figures, "scores": scores}
+    done = {"identity": identity(recipe, seed, _digest(data, run)), "figures": figures, "scores": scores}
     unfinished.write_text(json.dumps(done), encoding="utf-8")
     unfinished.replace(folder / _RUN)
     _forget_checkpoints(folder)
+
+
+def _digest(data: DataSet, run: Run) -> str:
+    """What tells a run's images, and what is done with them, from another's."""
+    parts = [
+        [(data.pictures[i].image_id, data.pictures[i].sha256, int(data.labels[i])) for i in part]
+        for part in (run.train, run.validation, run.test)
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _save(state: dict[str, torch.Tensor], file: Path) -> None:

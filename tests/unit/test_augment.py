@@ -39,6 +39,57 @@ def test_without_ranges_it_is_the_transform_of_service(how):
     assert torch.allclose(changed(given, how=how), expected, atol=2e-4)
 
 
+def test_mixed_precision_does_not_reach_the_sampling_grid():
+    given = squares(3)
+    expected = changed(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(changed(given), expected)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "least", "most"),
+    [
+        ({"gamma": 0.4}, 0.5 ** np.exp(0.4), 0.5 ** np.exp(-0.4)),
+        ({"jitter": 0.2}, 0.5 * 0.8 - 0.2, 0.5 * 1.2 + 0.2),
+    ],
+)
+def test_gamma_and_jitter_stay_within_their_ranges(ranges, least, most):
+    grey = torch.full((400, 8, 8), 127, dtype=torch.uint8)
+    found = changed(grey, crop=8, **ranges).mean(dim=(1, 2, 3))
+    assert least - 0.01 < found.min() < least + 0.1
+    assert most - 0.1 < found.max() < most + 0.01
+
+
+def test_shift_and_shear_stay_within_their_ranges():
+    given = torch.zeros(200, 73, 73, dtype=torch.uint8)
+    given[:, :, 36] = 255
+    places = torch.arange(73.0) - 36
+    moved = (changed(given, crop=73, shift=0.05).squeeze(1)[:, 36] * places).sum(dim=1)
+    assert 0.04 * 73 < moved.abs().max() <= 0.05 * 73 + 0.5
+    sheared = changed(given, crop=73, shear_deg=10).squeeze(1)
+    across = (sheared[:, 6] * places).sum(dim=1) / sheared[:, 6].sum(dim=1)
+    assert 9 < torch.rad2deg(torch.atan(across / 30)).abs().max() < 10.5
+
+
+def test_noise_and_erasing_stay_within_their_bounds():
+    grey = torch.full((300, 32, 32), 127, dtype=torch.uint8)
+    deviation = changed(grey, crop=32, noise=0.1).std(dim=(1, 2, 3))
+    assert deviation.max() < 0.11
+    assert deviation.max() > 0.09
+    taken = (changed(grey, crop=32, erase=0.5) == 0).float().mean(dim=(1, 2, 3))
+    assert 0.15 < (taken == 0).float().mean() < 0.4  # neither a patch nor a frame: about a quarter
+    assert taken.max() < 0.35**2 + 1 - 0.8**2 + 0.05
+
+
+def test_blur_keeps_the_mean_and_softens_about_half():
+    given = squares(200, 32)
+    plain = changed(given, crop=32).std(dim=(1, 2, 3))
+    blurred = changed(given, crop=32, blur_px=1.2)
+    softer = blurred.std(dim=(1, 2, 3)) < 0.95 * plain
+    assert 60 < int(softer.sum()) < 140
+    assert torch.allclose(blurred.mean(dim=(1, 2, 3)), given.float().mean(dim=(1, 2)) / 255, atol=0.02)
+
+
 def test_draws_differ_from_seed_to_seed_and_repeat_by_seed():
     one, again, other = (
         augment(squares(6), 64, "per image", EVERYTHING, torch.Generator().manual_seed(s)) for s in (1, 1, 2)

@@ -19,7 +19,8 @@ from training.evaluation.rows import Rows
 from training.papers import PAPERS
 from training.papers.paper import Measure, Paper, Published, Table
 from training.recipe import Recipe
-from training.records import plain, write_record, write_scores
+from training.records import plain, read_record, write_record, write_scores
+from training.train import settings_changed
 
 CLASSES = ("normal", "pneumonia", "covid19")
 STRATA = (
@@ -177,6 +178,20 @@ def test_the_paper_s_numbers_stand_beside_ours_or_beside_a_reason(tmp_path, coll
     assert len(list((tmp_path / "out").iterdir())) == 3, "the page and the comparison lie beside it"
 
 
+def test_a_training_that_changed_its_profile_says_so_in_its_title(tmp_path, collection, paper):
+    folder, shown = collection
+    path = experiment(tmp_path / "one" / "main" / "paper-small", shown, recipe(paper.name), "paper")
+    *_, other = PAPERS.values()
+    usual = other.recipe(other.variants[0], "small")
+    record = read_record(path)
+    write_record(path, record | {"differences": ["much smaller", *settings_changed(usual.but(epochs=99), "covid19")]})
+    (found,) = evaluate([path], folder, tmp_path / "out", resamples=20)["experiments"].values()
+    assert found["title"].endswith("small profile, changed")
+    write_record(path, record)
+    (found,) = evaluate([path], folder, tmp_path / "out", resamples=20)["experiments"].values()
+    assert found["title"].endswith("small profile")
+
+
 def test_two_experiments_of_one_name_are_refused(tmp_path, collection):
     folder, _ = collection
     with pytest.raises(ValueError, match="two experiments are called"):
@@ -200,7 +215,7 @@ def test_the_tested_images_are_shown_by_class_source_and_run():
     p = rng.dirichlet((1, 1, 1), n)
     ids = np.array([str(i) for i in range(n)])
     rows = Rows(
-        np.array([f"split{i % 2}" for i in range(n)]), ids, ids, labels, CLASSES,
+        np.array([f"split{i % 2}" for i in range(n)]), ids, ids, ids, labels, CLASSES,
         {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)},
     )  # fmt: skip
     pictures = {i: Picture(i, Path(i), "train", "a" if int(i) < 50 else "b", i, CLASSES[labels[int(i)]]) for i in ids}
@@ -224,7 +239,7 @@ def test_the_scores_of_an_autoencoder_are_listed_by_finding():
     rng = np.random.default_rng(1)
     error = rng.random(60) + (finding == "covid19")
     ids = np.array([str(i) for i in range(60)])
-    rows = Rows(ids, ids, ids, np.zeros(60, dtype=int), ("normal",), {"error": error, "log_density": -error})
+    rows = Rows(ids, ids, ids, ids, np.zeros(60, dtype=int), ("normal",), {"error": error, "log_density": -error})
     pictures = {i: Picture(i, Path(i), "val", "nih", i, str(finding[int(i)])) for i in ids}
     found = anomaly(rows, pictures, resamples=20)
     expected = roc_auc_score(finding[finding != "pneumonia"] == "covid19", error[finding != "pneumonia"])

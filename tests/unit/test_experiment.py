@@ -139,6 +139,14 @@ def test_every_paper_has_a_plan_whose_parts_are_apart(name, protocol):
         assert all(given.pictures[i].split != "external" for i in run.train)
 
 
+def test_another_task_is_asked_of_folds():
+    recipe = for_task(PAPERS["minaee"].recipe("resnet18", "small"), "pneumonia")
+    with pytest.raises(ValueError, match="--protocol folds"):
+        plan(PAPERS["minaee"], recipe, collection(), "paper", "pneumonia")
+    given, _ = plan(PAPERS["minaee"], recipe, collection(), "folds", "pneumonia")
+    assert given.classes == ("normal", "pneumonia")
+
+
 def test_an_empty_class_is_refused():
     without = [p for p in collection() if p.finding != "covid19"]
     with pytest.raises(ValueError, match="no image of class covid19"):

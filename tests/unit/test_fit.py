@@ -99,6 +99,42 @@ def test_a_stopped_training_ends_where_an_unstopped_one_does(tmp_path, monkeypat
     assert same(whole, trained(tmp_path / "cut"))
 
 
+def test_a_stopped_training_keeps_the_same_best_epoch(tmp_path, monkeypatch):
+    recipe = RECIPE.but(keep="best validation accuracy", epochs=4)
+    accuracy = [0.2, 0.9, 0.5, 0.4]
+
+    def validation_step(self, batch, index):
+        self.log("validation_accuracy", accuracy[self.current_epoch], batch_size=len(batch[1]))
+
+    def power_cut(self, *args):
+        if self.current_epoch == 2:
+            raise KeyError("the power went")
+        return original(self, *args)
+
+    original = Training.training_step
+    monkeypatch.setattr(loop.Training, "validation_step", validation_step)
+    whole = trained(tmp_path / "whole", recipe, validation=images(4))
+    monkeypatch.setattr(loop.Training, "training_step", power_cut)
+    with pytest.raises(KeyError):
+        trained(tmp_path / "cut", recipe, validation=images(4))
+    monkeypatch.setattr(loop.Training, "training_step", original)
+    assert same(whole, trained(tmp_path / "cut", recipe, validation=images(4)))
+
+
+def test_figures_outlive_the_process(tmp_path):
+    network = little()
+    first = fit(network, RECIPE, images(), tmp_path, seed=3, device="cpu", progress=False)
+    again = fit(little(), RECIPE, images(), tmp_path, seed=3, device="cpu", progress=False)
+    assert again["loss"] == first["loss"]
+    assert again["seconds"] >= first["seconds"] > 0
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path):
+    trained(tmp_path, data="these")
+    with pytest.raises(ValueError, match="of other settings"):
+        trained(tmp_path, data="those")
+
+
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match=r"last\.ckpt is a checkpoint of none small, test profile, of other settings"):

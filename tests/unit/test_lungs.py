@@ -15,6 +15,7 @@ from training.evaluation.randomisation import Randomisation, heatmaps, layers, r
 from training.evaluation.tasks import Scored
 from training.models.network import Network
 from training.models.preprocess import Preprocess
+from training.models.zhang import Zhang2020
 from training.recipe import Recipe
 
 SIDE = 64
@@ -104,6 +105,9 @@ def test_a_network_that_looks_at_the_lungs_is_blind_without_them(tmp_path, monke
     assert found["outlines"] == {"boxes": 2, "mask": 20}
     assert found["auc"][AS_IT_IS]["value"] == 1
     assert found["auc"][ONLY]["value"] == 1
+    for name in (BLANKED, BOXES_BLANKED):
+        assert found["auc"][name]["high"] < 1
+        assert found["fall"][name]["value"] > 0.3
     assert found["mean_score"][AS_IT_IS]["value"] > found["mean_score"][BLANKED]["value"]
     energy = found["energy"]["covid19"]
     assert energy["inside"]["value"] > 0.9  # but for the edge, where cells are lung in part
@@ -152,16 +156,32 @@ def test_outlines_lie_beside_the_manifest_or_beside_the_images(tmp_path):
     assert outlines(tmp_path / "elsewhere", below).keys() == {"0", "1", "2"}
 
 
-def test_a_region_is_blanked_with_the_image_s_own_mean():
+def test_a_region_is_blanked_with_the_mean_of_what_is_kept():
     pixels = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
     made = variants(pixels, LUNGS)
     assert (made[AS_IT_IS] == pixels).all()
-    assert (made[BLANKED][LUNGS] == pixels.mean()).all()
+    assert (made[BLANKED][LUNGS] == pixels[~LUNGS].mean()).all()
     assert (made[BLANKED][~LUNGS] == pixels[~LUNGS]).all()
     assert (made[ONLY][LUNGS] == pixels[LUNGS]).all()
-    assert (made[ONLY][~LUNGS] == pixels.mean()).all()
-    assert (made[BOXES_BLANKED][16:48, 8:56] == pixels.mean()).all()
-    assert (made[BOXES_BLANKED] != pixels.mean()).sum() == SIDE * SIDE - 32 * 48
+    assert (made[ONLY][~LUNGS] == pixels[LUNGS].mean()).all()
+    box = np.zeros_like(LUNGS)
+    box[16:48, 8:56] = True
+    assert (made[BOXES_BLANKED][box] == pixels[~box].mean()).all()
+    assert (made[BOXES_BLANKED][~box] == pixels[~box]).all()
+
+
+def test_nothing_of_a_region_is_left_in_its_blank():
+    pixels = np.random.default_rng(0).random((SIDE, SIDE)).astype(np.float32)
+    brighter = pixels + LUNGS.astype(np.float32)
+    for name in (BLANKED, BOXES_BLANKED):
+        assert (variants(pixels, LUNGS)[name] == variants(brighter, LUNGS)[name]).all()
+
+
+def test_an_image_that_is_all_lung_is_blanked_whole():
+    everywhere = np.ones((4, 4), dtype=bool)
+    made = variants(np.full((4, 4), 0.7, dtype=np.float32), everywhere)
+    assert (made[BLANKED] == 0).all()
+    assert (made[ONLY] == np.float32(0.7)).all()
 
 
 def test_a_mask_of_another_size_and_a_box_over_the_edge_fit_the_image(tmp_path):
@@ -201,11 +221,11 @@ def image(i: int) -> torch.Tensor:
 
 def test_layers_are_randomised_from_the_last_one_down():
     network = Deep()
-    kinds = [type(layer).__name__ for layer in layers(network)]
+    kinds = [type(module).__name__ for (module,) in layers(network)]
     assert kinds == ["Conv2d", "Linear", "Conv2d", "Conv2d", "Conv2d"]
     assert steps(network) == [1, 2, 4, 5]
     other = randomised(network, 2, seed=3)
-    for index, (before, after) in enumerate(zip(layers(network), layers(other), strict=True)):
+    for index, ((before,), (after,)) in enumerate(zip(layers(network), layers(other), strict=True)):
         assert torch.equal(before.weight, after.weight) == (index < 3)
     again = randomised(network, 2, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), again.state_dict().values(), strict=True))
@@ -215,7 +235,8 @@ def test_a_layer_of_its_own_making_is_randomised_too():
     network = Deep()
     network.convolutions.own = nn.Module()
     network.convolutions.own.scale = nn.Parameter(torch.full((50,), 3.0))
-    changed = layers(randomised(network, 1, seed=0))[-1].scale
+    (own,) = layers(randomised(network, 1, seed=0))[-1]
+    changed = own.scale
     assert changed.std() > 0.5
 
 
@@ -223,7 +244,7 @@ def test_maps_that_come_from_weights_change_with_them():
     torch.manual_seed(0)
     check = Randomisation()
     network = Deep().eval()
-    check.add(network, {str(i): image(i) for i in range(6)}, {str(i): f"p{i}" for i in range(6)}, seed=1)
+    check.add(network, {str(i): image(i) for i in range(6)}, {str(i): i for i in range(6)}, seed=1)
     found = check.figures(resamples=20)["covid19"]
     assert [(step["layers"], step["of"]) for step in found] == [(1, 5), (2, 5), (4, 5), (5, 5)]
     for step in found:
@@ -233,7 +254,7 @@ def test_maps_that_come_from_weights_change_with_them():
 
 def test_maps_that_only_repeat_the_image_are_found_out():
     check = Randomisation()
-    check.add(Looks(LUNGS).eval(), {"a": image(0)}, {"a": "p"}, seed=1)
+    check.add(Looks(LUNGS).eval(), {"a": image(0)}, {"a": 0}, seed=1)
     assert all(step["spearman"]["value"] == pytest.approx(1) for step in check.figures(resamples=20)["covid19"])
 
 
@@ -249,12 +270,41 @@ def test_similarity_is_of_ranks():
 def test_a_map_that_is_gone_is_not_similar():
     class Gone(Deep):
         def heatmaps(self, intermediates):
-            return {"covid19": torch.zeros((1, 4, 4))}
+            return {"covid19": intermediates["features"][0] * (self.last.weight == 0.5).all()}
 
+    network = Gone().eval()
+    nn.init.constant_(network.last.weight, 0.5)
     check = Randomisation()
-    check.add(Gone().eval(), {"a": image(0)}, {"a": "p"}, seed=1)
+    check.add(network, {"a": image(0)}, {"a": 0}, seed=1)
     found = check.figures(resamples=20)["covid19"][-1]
-    assert (found["spearman"]["value"], found["empty"]) == (0, 1)
+    assert (found["spearman"]["value"], found["empty"], found["left_out"]) == (0, 1, 0)
+
+
+def test_a_map_that_was_never_there_is_left_out_and_counted():
+    torch.manual_seed(0)
+    check = Randomisation()
+    check.add(Looks(LUNGS).eval(), {"a": image(0), "b": torch.zeros((1, 32, 32))}, {"a": 0, "b": 1}, seed=1)
+    for step in check.figures(resamples=20)["covid19"]:
+        assert (step["images"], step["empty"], step["left_out"]) == (1, 0, 1)
+        assert step["spearman"]["value"] == pytest.approx(1)
+    check = Randomisation()
+    check.add(Looks(LUNGS).eval(), {"b": torch.zeros((1, 32, 32))}, {"b": 1}, seed=1)
+    (step, *_) = check.figures(resamples=20)["covid19"]
+    assert (step["images"], step["spearman"], step["left_out"]) == (0, None, 1)
+
+
+def test_the_last_layers_of_both_heads_are_randomised_together():
+    network = Zhang2020()
+    other = randomised(network, 1, seed=0)
+    changed = {
+        name
+        for (name, one), two in zip(network.named_parameters(), other.parameters(), strict=True)
+        if not torch.equal(one, two)
+    }
+    assert changed == {f"heads.{name}.6.{part}" for name in network.heads for part in ("weight", "bias")}
+    assert len(network.heads) == 2
+    held = [module for layer in layers(network) for module in layer]
+    assert len(held) == len(set(held)) == sum(any(True for _ in m.parameters(recurse=False)) for m in network.modules())
 
 
 def test_heatmaps_are_drawn_without_gradients_of_the_weights():

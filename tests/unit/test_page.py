@@ -47,9 +47,21 @@ def test_no_figure_across_sources_stands_without_the_one_within_a_source(html):
         "+0.020 [−0.050, +0.090]: not told apart from no lung",
         "0.970 [0.920, 1.020]; 0.990 [0.940, 1.040] without a lung",
     ]
+    assert cells[5].endswith(
+        "95.0 % [93.0, 97.0], 95 of 100 (sensitivity 0.95; "
+        "specificity where it was chosen 40.0 % [38.0, 42.0], 40 of 100)"
+    )
+    assert "helps less" in html
     assert html.index(row) < html.index("0.950")  # the AUC by the paper's own protocol
     (own,) = re.findall(r"<tr><th[^>]*>basu vgg16, paper, small profile</th>.*?</tr>", html)
     assert "not measured here" in own
+
+
+def test_what_the_folds_gave_one_by_one_stands_beside_their_pooled_area():
+    experiment = few(made.experiment())
+    experiment["tasks"][HONEST]["figures"]["auc"]["of_runs"] = {"values": [], "mean": 0.7, "deviation": 0.03}
+    told = "0.660 [0.610, 0.710]; runs 0.700 ± 0.030".replace(" 0.710", "\N{NO-BREAK SPACE}0.710")
+    assert page(made.evaluation(experiment)).count(f">{told}<") == 2, "at the top, and among every question"
 
 
 def test_the_same_network_within_one_source_stands_beside_its_headline():

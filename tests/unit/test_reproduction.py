@@ -151,7 +151,21 @@ def test_honest_tasks_stand_first_beside_what_sees_no_lung_on_the_same_folds(tmp
     assert honest < external < pooled < table
     assert "no evidence of recognising disease" in " ".join(text.split())
     _, _, *frozen = rows(text, "Sensitivity to COVID-19 on a source never trained on")
-    assert frozen[1][2:4] == ["sensitivity 0.95", "95.0 % [93.0, 97.0], 95 of 100"]
+    assert frozen[1][2:5] == ["sensitivity 0.95", "95.0 % [93.0, 97.0], 95 of 100", "40.0 % [38.0, 42.0], 40 of 100"]
+
+
+def test_what_the_folds_gave_one_by_one_stands_beside_their_pooled_area(tmp_path, one_paper):
+    experiment = made.experiment()
+    experiment["tasks"][wording.HONEST]["figures"]["auc"]["of_runs"] = {"values": [], "mean": 0.7, "deviation": 0.03}
+    _, _, row = rows(written(tmp_path, made.evaluation(experiment)), "COVID-19 against other pneumonia within cohen")
+    assert row[2] == "0.660 [0.610, 0.710]; runs 0.700 ± 0.030"
+
+
+def test_a_changed_profile_is_called_so(tmp_path, one_paper):
+    changed = own()
+    changed["record"]["differences"].append(f"{wording.CHANGED} epochs 1, the profile's is 4.")
+    _, _, *body = rows(written(tmp_path, made.evaluation(changed)), "Table 2")
+    assert body[0][5].endswith("small profile, changed")
 
 
 def test_every_training_says_what_it_took(tmp_path, one_paper):

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_a_histogram_counts_every_image_once():
     assert len(found["edges"]) == statistics.BINS + 1
 
 
+@pytest.mark.parametrize("score", [0.0, 0.5, -3e6, 1e300])
+def test_scores_that_hardly_differ_have_a_histogram(score):
+    scores = np.array([score, np.nextafter(score, np.inf), score])
+    found = statistics.histogram(scores, ["a", "a", "b"])
+    assert {name: sum(counts) for name, counts in found["counts"].items()} == {"a": 2, "b": 1}
+    assert (np.diff(found["edges"]) > 0).all()
+    assert statistics.histogram(np.array([1e-12, 2e-12]), ["a", "b"])["edges"][0] == 1e-12  # these differ twofold
+
+
 def test_operating_points_keep_what_they_promise():
     probability = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
     positive = np.array([False, False, True, False, True, False, True, True])
@@ -294,6 +304,7 @@ def rows(n: int = 400, runs: int = 2) -> Rows:
         np.array([f"split{i % runs}" for i in range(n)]),
         ids,
         ids,
+        ids,
         labels,
         CLASSES,
         {f"p_{name}": p[:, i] for i, name in enumerate(CLASSES)},
@@ -353,7 +364,8 @@ def test_the_best_specificity_at_a_sensitivity():
 def test_keras_micro_precision_counts_every_probability_of_a_half_or_more():
     p = np.array([[0.5, 0.5, 0.0], [0.6, 0.2, 0.2], [0.4, 0.3, 0.3], [0.1, 0.8, 0.1]])
     ids = np.array(alone(4))
-    test = Rows(ids, ids, ids, np.array([0, 0, 0, 2]), CLASSES, {f"p_{c}": p[:, i] for i, c in enumerate(CLASSES)})
+    scores = {f"p_{c}": p[:, i] for i, c in enumerate(CLASSES)}
+    test = Rows(ids, ids, ids, ids, np.array([0, 0, 0, 2]), CLASSES, scores)
     found = ask("micro precision", test, at=0.5, positive="")
     assert (found["hits"], found["n"]) == (2, 4)
     found = ask("micro precision", test, at=0.5)
@@ -379,7 +391,7 @@ def test_figures_of_runs_are_those_of_each_run():
 
 def test_a_network_without_class_probabilities_has_no_accuracy():
     ids = np.array(alone(2))
-    test = Rows(ids, ids, ids, np.array([0, 1]), CLASSES, {"error": np.array([1.0, 2.0])})
+    test = Rows(ids, ids, ids, ids, np.array([0, 1]), CLASSES, {"error": np.array([1.0, 2.0])})
     for kind in ("accuracy", "precision", "confusion", "micro recall", "loss"):
         assert measure(RECORD, test, Measure(kind, at=0.5, predicted="normal")) is None
     with pytest.raises(ValueError, match="no score 'p_avg'; the scores are error"):
@@ -394,5 +406,10 @@ def test_an_image_that_the_manifest_has_not_is_refused():
     scores = {"one": {"a": {"p_covid19": 0.5}}}
     labels = {"one": {"a": "covid19"}}
     assert rows_of(RECORD, scores, labels, [picture]).labels.tolist() == [0]
+    twins = [replace(picture, image_id=name, patient_id=name, cluster="near") for name in "ab"]
+    scores, labels = ({"one": dict.fromkeys("ab", each["one"]["a"])} for each in (scores, labels))
+    both = rows_of(RECORD, scores, labels, twins)
+    assert len(set(both.patients)) == 2
+    assert len(set(both.groups)) == 1
     with pytest.raises(ValueError, match="image a was scored but is not in the manifest"):
         rows_of(RECORD, scores, labels, [])

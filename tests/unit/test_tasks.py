@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,39 @@ def test_sensitivity_on_an_unseen_source_is_at_the_frozen_threshold():
     ]  # fmt: skip
 
 
+def test_the_external_sensitivity_stands_beside_the_specificity_where_its_threshold_was_chosen():
+    out_of_fold = asked(lambda picture, rng: (picture.finding == "covid19") + 2 * rng.random())
+    found = covid19_tasks(out_of_fold, asked(by_disease, shown=external(), run="final"), resamples=FEW)
+    fit = out_of_fold.those(lambda picture: picture.split == "train" and picture.source != "kermany")
+    others = fit.scores[~fit.finding(COVID19)]
+    for point in found["external"]["figures"]["at"].values():
+        expected = (others < point["thresholds"][0]).mean()
+        assert 0 < expected < 1
+        assert point["specificity_when_chosen"]["value"] == pytest.approx(expected)
+        assert point["specificity_when_chosen"]["n"] == len(others)
+
+
+def test_a_twin_of_a_trained_source_that_was_moved_to_external_is_of_no_unseen_source():
+    moved = [Picture(source, Path("a.png"), "external", source, source, "covid19") for source in ("cohen", "hannover")]
+    final = asked(by_disease, shown=[*external(), *moved], run="final")
+    task = covid19_tasks(asked(by_disease), final, resamples=FEW)["external"]
+    assert task["sources"] == ["figure1"]
+    assert task["figures"]["images"] == 12
+
+
+def test_the_bootstrap_draws_patients_of_near_duplicates_together():
+    alone = asked(by_source)
+    joined = [replace(picture, cluster=f"{picture.source}-{int(picture.age) // 8}") for picture in alone.pictures]
+    one, other = (
+        covid19_tasks(replace(alone, pictures=shown), None, resamples=200)["covid19 against pneumonia, cohen"]
+        for shown in (alone.pictures, tuple(joined))
+    )
+    assert one["figures"]["auc"]["value"] == other["figures"]["auc"]["value"]
+    assert one["figures"]["auc"]["low"] != other["figures"]["auc"]["low"]
+    assert one["figures"]["patients"] == other["figures"]["patients"] == 70
+    assert len(set(asked(by_source, shown=joined).groups)) < len({picture.patient_id for picture in joined})
+
+
 def test_subgroups_hold_every_image_once():
     task = covid19_tasks(asked(by_disease), None, resamples=FEW)["covid19 against pneumonia, cohen"]
     for kind in ("view", "sex", "age"):
@@ -219,7 +253,7 @@ def rows(classes: tuple[str, ...], **scores: list[float]) -> tuple[Rows, dict[st
     shown = {p.image_id: p for p in pictures()[:3]}
     ids = np.array(list(shown))
     columns = {name: np.array(values) for name, values in scores.items()}
-    return Rows(np.array(["fold0"] * 3), ids, ids, np.zeros(3, dtype=int), classes, columns), shown
+    return Rows(np.array(["fold0"] * 3), ids, ids, ids, np.zeros(3, dtype=int), classes, columns), shown
 
 
 def test_a_network_of_several_classes_answers_pneumonia_by_the_share_of_two():

@@ -124,17 +124,48 @@ def test_killed_and_resumed_it_gives_the_same_numbers(experiment, collection, tm
     assert (killed / "scores.csv").read_bytes() == (experiment / "scores.csv").read_bytes()
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_counted(collection, tmp_path):
-    work, images = tmp_path / "work", tmp_path / "images"
-    images.mkdir()
+def spoilt(collection: Path, folder: Path, *, copies: int) -> Path:
+    """The collection with one broken image, and so many more images."""
+    folder.mkdir()
     for file in collection.iterdir():
-        (images / file.name).symlink_to(file)
-    broken = images / "nih-normal-train-0.png"
+        (folder / file.name).symlink_to(file)
+    broken = folder / "nih-normal-train-0.png"
     broken.unlink()
     broken.write_bytes(b"no image")
+    rows = (collection / "manifest.csv").read_text().splitlines()
+    more = [f"more{i},nih-normal-train-1.png,train,nih,more{i},normal,PA," for i in range(copies)]
+    (folder / "manifest.csv").unlink()
+    (folder / "manifest.csv").write_text("\n".join([*rows, *more]) + "\n")
+    return folder
+
+
+def test_an_image_that_cannot_be_read_is_named_left_out_and_counted(collection, tmp_path, caplog):
+    data = spoilt(collection, tmp_path / "images", copies=20)
     recipe = RECIPE.but(epochs=1, images_per_epoch=8)
-    with pytest.raises(ValueError, match=r"nih-normal-train-0"):  # one in 90 is above 1 %
-        run(images, work, recipe)
+    where = run(data, tmp_path / "work", recipe)
+    assert read_record(where)["data"]["skipped"] == 1
+    assert "nih-normal-train-0" in caplog.text
+    assert all("nih-normal-train-0" not in by_image for by_image in read_scores(where).values())
+
+
+def test_more_than_one_in_a_hundred_that_cannot_be_read_are_refused(collection, tmp_path):
+    data = spoilt(collection, tmp_path / "images", copies=0)
+    with pytest.raises(ValueError, match=r"nih-normal-train-0"):
+        run(data, tmp_path / "work", RECIPE.but(epochs=1, images_per_epoch=8))
+
+
+def test_other_settings_or_images_are_not_gone_on_with(experiment, collection, tmp_path):
+    workdir = experiment.parents[2]
+    with pytest.raises(ValueError, match="was trained by other settings or on other images"):
+        run(collection, workdir, RECIPE.but(epochs=3), resume=True)
+    with pytest.raises(ValueError, match="was trained by other settings or on other images"):
+        run(spoilt(collection, tmp_path / "images", copies=1), workdir, resume=True)
+
+
+def test_a_refused_training_leaves_no_folder_behind(collection, tmp_path):
+    with pytest.raises(ValueError, match="cuda:9"):
+        run(collection, tmp_path, device="cuda:9")
+    assert not list(tmp_path.iterdir())
 
 
 def invoke(*arguments: str):

@@ -19,18 +19,20 @@ VIEWS = ("PA", "AP", "LATERAL", "")
 _NAMED = 5  # examples in a sentence
 
 
-def check(pictures: Sequence[Picture], classes: Iterable[str] = ()) -> list[str]:
+def check(pictures: Sequence[Picture], classes: Iterable[str] = (), *, files: bool = True) -> list[str]:
     """The refusals of a collection, one sentence for each kind of fault; none where it can be trained on.
 
     Parameters
     ----------
     classes
         Findings that need at least one frontal image.
+    files
+        Whether a missing file is a fault; a training leaves a few out, as it does those that cannot be read.
     """
     twice = [name for name, count in Counter(picture.image_id for picture in pictures).items() if count > 1]
     splits = sorted({picture.split for picture in pictures} - {*SPLITS, ""})
     slices = [f"{p.image_id} ({p.view})" for p in pictures if p.finding != "not_cxr" and p.view not in VIEWS]
-    missing = [str(picture.path) for picture in pictures if not picture.path.is_file()]
+    missing = [str(picture.path) for picture in pictures if files and not picture.path.is_file()]
     there = {picture.finding for picture in pictures if picture.frontal}
     found = {
         "no image is listed": [] if pictures else ["the manifest is empty"],
@@ -59,7 +61,7 @@ def require(pictures: Sequence[Picture], labels: NDArray[np.int64], classes: Seq
     ValueError
         With every refusal, in one line.
     """
-    refusals = check(pictures)
+    refusals = check(pictures, files=False)
     if slices := [picture.image_id for picture in pictures if picture.finding == "not_cxr"]:
         refusals.append(f"CT slices are to be used as X-rays: {_first(slices)}")
     if empty := [name for index, name in enumerate(classes) if not np.any(labels == index)]:

@@ -1,7 +1,9 @@
 """Percentile intervals by drawing patients: images of one patient are no independent evidence.
 
-A draw is a weight for each image (how often its patient was drawn), and a statistic takes many draws at once. The
-weighted statistics here are those of scikit-learn with `sample_weight`, for all draws together.
+Nor are near duplicates: what is drawn is a group of patients that they join, where the pictures are at hand.
+
+A draw is a weight for each image (how often its patient, or group, was drawn), and a statistic takes many draws at
+once. The weighted statistics here are those of scikit-learn with `sample_weight`, for all draws together.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def how_to_read() -> str:
     """What the columns mean."""
     return (
         "Ours is the value over the pooled test images of all runs with its 95 % interval in brackets (Clopper-Pearson "
-        "for proportions, else bootstrap over patients), then mean and deviation of the runs where there are several. "
+        "for proportions, else bootstrap over patients, near duplicates together), then mean and deviation of the "
+        "runs where there are several. "
         "n is the number of images that the figure is of. A dash says that there is no such number of ours, and the "
         "last column why; the differences that it counts are listed under the paper."
     )

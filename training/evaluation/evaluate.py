@@ -44,15 +44,18 @@ METHOD = {
     "the normal approximation (Minaee 2020, eq. 3) beside it; all too narrow where a patient has several images",
     "of runs": "mean and sample deviation over the runs or folds",
     "out of fold": "each image scored by the network whose fold held its patient and its near duplicates back; "
-    "the folds' scores are pooled as they are, not calibrated to one another: the AUC fold by fold stands beside",
+    "one network's folds are pooled as they score, not calibrated to one another: the AUC fold by fold stands beside",
     "thresholds and calibration": "a fold's come from the other folds; the final network's from the out-of-fold "
     f"scores of split train; in questions of COVID-19 against the rest without {', '.join(CHILDREN)} (children). "
     "Calibration is Platt's",
     "baselines": "random forests that see no lung, on the same images, folds and labels; the difference of the AUCs "
-    "is paired over the same bootstrap draws. Figures of split val and of sources never trained on have none beside them",
-    "lungs": "a blanked region takes the mean grey of what is kept; energy is the share of a heatmap's sum that lies on lung",
-    "randomisation": "rank correlation of heatmaps before and after the last layers (those of parallel heads together) get "
-    f"random weights, {RANDOMISED_IMAGES} images, without those whose heatmap was empty before (Adebayo et al. 2018)",
+    "is paired over the same bootstrap draws. Figures of split val and of sources never trained on have none "
+    "beside them",
+    "lungs": "a blanked region takes the mean grey of what is kept; energy is the share of a heatmap's sum that "
+    "lies on lung",
+    "randomisation": "rank correlation of heatmaps before and after the last layers (those of parallel heads together) "
+    f"get random weights, {RANDOMISED_IMAGES} images, without those whose heatmap was empty before "
+    "(Adebayo et al. 2018)",
     "calibration": "Brier score; expected calibration error over ten bins of equal width; slope and intercept of the "
     "logistic recalibration; net benefit after Vickers and Elkin 2006",
 }

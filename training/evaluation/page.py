@@ -141,7 +141,7 @@ def _pooled(tasks: Mapping[str, Task]) -> str:
 
 
 def _external(tasks: Mapping[str, Task]) -> str:
-    """The sensitivity on a source never trained on, at the frozen thresholds, and their price where they were chosen."""
+    """The sensitivity on a source never trained on, and the specificity that its frozen thresholds had when chosen."""
     frozen = tasks["external"]["figures"]["at"] if "external" in tasks else {}
     told = (
         f"{share(point['sensitivity'])} ({name}; specificity where it was chosen "

@@ -289,8 +289,8 @@ def _lungs(found: Lungs) -> Section:
         for each in steps
     ]
     if random:
-        head = ("Heatmap", "Random layers", "Spearman", "Kendall", "Maps that vanish", "Empty before, left out")
-        tables.append(Table(head, tuple(random), "Heatmaps must change as weights become random"))
+        columns = ("Heatmap", "Random layers", "Spearman", "Kendall", "Maps that vanish", "Empty before, left out")
+        tables.append(Table(columns, tuple(random), "Heatmaps must change as weights become random"))
     counts = ", ".join(f"{name} {count}" for name, count in found.get("images", {}).items())
     outlines = ", ".join(f"{name} {count}" for name, count in found.get("outlines", {}).items())
     text = (f"On images whose lungs are outlined: {counts} ({outlines}). AUC must fall where lungs are blanked.",)

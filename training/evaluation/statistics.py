@@ -171,7 +171,7 @@ def histogram(scores: NDArray[np.float64], names: Sequence[str]) -> Histogram:
     groups = np.asarray(names)
     largest = float(np.abs(scores).max(initial=0.0))
     # numpy widens the range of equal scores, but not of those that so few floats lie between.
-    alike = len(scores) > 0 and np.ptp(scores) <= 1e-12 * largest
+    alike = len(scores) > 0 and np.ptp(scores) <= max(1e-12 * largest, np.finfo(np.float64).tiny)
     half = max(largest, 1.0) / 2
     edges = np.histogram_bin_edges(scores, BINS, (scores.min() - half, scores.max() + half) if alike else None)
     counts = {str(name): np.histogram(scores[groups == name], edges)[0].tolist() for name in np.unique(groups)}
