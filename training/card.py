@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from training.data.manifest import Picture
-    from training.evaluation.shape import Task
+    from training.evaluation.shape import AtThreshold, Task
 
 _SAME_SOURCE, _OUT_OF_FOLD, _VAL, _EXTERNAL = "covid19 against pneumonia", "covid19 against the rest", "val", "external"
 _SOURCES = {
@@ -75,9 +75,9 @@ views, or images of anything else, and it answers them all the same.
 
 ## Metrics
 
-Area under the ROC curve with a 95 % percentile interval over bootstrap draws of patients, and beside it that of the
-best of three random forests that see no lung; sensitivity and specificity with 95 % Clopper-Pearson intervals over
-images, which are too narrow where one patient has several images.
+Area under the ROC curve with a 95 % percentile interval over bootstrap draws of patients (near duplicates
+together), and beside it that of the best of three random forests that see no lung; sensitivity and specificity with
+95 % Clopper-Pearson intervals over images, which are too narrow where one patient has several images.
 
 Two thresholds on the probability, fixed before `val` was scored: `balanced` (the default) has the largest sum of
 sensitivity and specificity, {points["balanced"]["threshold"]:.4f}; `high-sensitivity` has a sensitivity of at least
@@ -88,8 +88,8 @@ them.
 ## Evaluation data
 
 An image counts where it is a frontal film. Positive is the finding COVID-19, negative is every other. Out of fold means
-the training images, each scored by networks that never saw its patient or a near duplicate of it; `val` is other
-patients of the same sources; `external` is sources that were never trained on. `adults` is every source but {children},
+the training images, each scored by a network that never saw its patient or a near duplicate of it (but did see the
+other folds' `val` images; the shipped networks saw none). `val` is other patients of the same sources; `external` is sources that were never trained on. `adults` is every source but {children},
 `pooled` is everything. {_left_out(fitted, evaluation)}
 
 ## Training data
@@ -106,6 +106,8 @@ settled, and the careful reading is that the weights are for non-commercial use 
 ### COVID-19 against other pneumonia of the same source, out of fold
 
 {_table(tasks, _SAME_SOURCE)}
+The thresholds of this table were chosen on the other folds' images of this very question; they are not the bundle's.
+
 ### COVID-19 against the rest, `val`
 
 {_table(tasks, _VAL)}
@@ -220,11 +222,17 @@ def _table(tasks: Mapping[str, Task], prefix: str) -> str:
         for index, (threshold, at) in enumerate(figures["at"].items()):
             point = THRESHOLDS[threshold][0]
             left = asked if index == 0 else ("",) * len(asked)
-            rows.append((*left, point, share(at["sensitivity"]), share(at["specificity"])))
+            rows.append((*left, point, share(at["sensitivity"]), _specificity(at)))
         if not figures["at"]:
             rows.append((*asked, NOTHING, NOTHING, NOTHING))
     head = ("source", "images (COVID-19)", "patients", "AUC", "best AUC without a lung", "at")
     return markdown_table((*head, "sensitivity", "specificity"), rows) if rows else "There are too few images for it.\n"
+
+
+def _specificity(at: AtThreshold) -> str:
+    """Of images of one class only, what the threshold gave where it was chosen."""
+    chosen = at.get("specificity_when_chosen")
+    return f"{share(chosen)} out of fold" if chosen and not at["specificity"] else share(at["specificity"])
 
 
 def _alone(members: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

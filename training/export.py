@@ -13,6 +13,7 @@ from scipy.special import logit
 
 from training.card import model_card
 from training.data.manifest import manifest_sha256, read_manifest
+from training.data.splits import groups_of
 from training.evaluation.baselines import NoLungForests
 from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import LEAST_SENSITIVITY
@@ -45,7 +46,7 @@ _QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # per cent
 _BINS = 20
 _EPSILON = 1e-12
 _METHOD = {
-    "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients",
+    "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients (near duplicates together)",
     "sensitivity, specificity": "95 % Clopper-Pearson interval over images",
     "scores": "of the rounded weights that the bundle holds; out of fold, those of the fold networks",
     "thresholds": "val and external: the bundle's own; out of fold, a fold's come from the other folds",
@@ -325,13 +326,13 @@ def _alone(
     """AUC of each member alone, within each source and pooled, where both classes are."""
     source = np.array([picture.source for picture in pictures])
     positive = np.array([picture.finding == TARGET for picture in pictures], dtype=bool)
-    patients = np.array([picture.patient_id for picture in pictures])
+    drawn = groups_of(pictures).astype(str)
     groups = {name: source == name for name in np.unique(source).tolist()}
     groups |= {"adults": ~np.isin(source, CHILDREN), "pooled": np.ones(len(source), dtype=bool)}
     found: dict[str, dict[str, Any]] = {}
     for member, logits in logits_of(manifest, scores).items():
         areas = {
-            name: auc(np.array(logits)[chosen], positive[chosen], patients[chosen].tolist(), resamples)
+            name: auc(np.array(logits)[chosen], positive[chosen], drawn[chosen].tolist(), resamples)
             for name, chosen in groups.items()
         }
         found[member] = {name: area for name, area in areas.items() if area is not None}
