@@ -42,7 +42,7 @@ def keep(evaluations: Sequence[Path], folder: Path) -> list[Path]:
     for path in evaluations:
         copy = folder / f"{path.resolve().parent.name}.json"
         figures = _without_curves(json.loads(path.read_text(encoding="utf-8")))
-        copy.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        copy.write_text(json.dumps(figures) + "\n", encoding="utf-8")
         kept.append(copy)
     return kept
 
