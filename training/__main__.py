@@ -138,7 +138,11 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        target = target.but(**{field: tuple(value) if isinstance(value, list) else value})
+        value = tuple(value) if isinstance(value, list) else value
+        usual = getattr(target, field)
+        if type(value) is not type(usual) and not (isinstance(usual, float) and isinstance(value, int)):
+            raise ValueError(f"--set {setting}: {name} is a {type(usual).__name__}, such as {usual!r}")
+        target = target.but(**{field: value})
         recipe = recipe.but(pretraining=target) if stage else target
     return recipe
 

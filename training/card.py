@@ -89,8 +89,9 @@ them.
 
 An image counts where it is a frontal film. Positive is the finding COVID-19, negative is every other. Out of fold means
 the training images, each scored by a network that never saw its patient or a near duplicate of it (but did see the
-other folds' `val` images; the shipped networks saw none). `val` is other patients of the same sources; `external` is sources that were never trained on. `adults` is every source but {children},
-`pooled` is everything. {_left_out(fitted, evaluation)}
+other folds' `val` images; the shipped networks saw none). `val` is other patients of the same sources; `external` is
+sources that were never trained on. `adults` is every source but {children}, `pooled` is everything.
+{_left_out(fitted, evaluation)}
 
 ## Training data
 

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PRECISION: Final = "bf16-mixed"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 BEST_VALIDATION_ACCURACY = "best validation accuracy"
@@ -247,7 +248,7 @@ def fit(
     with quiet():
         trainer = lightning.Trainer(
             **place(device),
-            precision="bf16-mixed",
+            precision=PRECISION,
             max_epochs=recipe.epochs,
             accumulate_grad_batches=recipe.accumulate,
             callbacks=callbacks,

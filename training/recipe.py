@@ -127,6 +127,11 @@ class Recipe:
     finish: str = ""
     seed: int = 20
 
+    def __post_init__(self) -> None:
+        """Refuse what would be kept in a record and not be done."""
+        if self.cache_features and (self.images_per_epoch or self.balance != "none"):
+            raise ValueError("cached features are gone through whole: images_per_epoch and balance do not apply")
+
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed."""
         return replace(self, **changes)

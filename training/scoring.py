@@ -44,7 +44,10 @@ def load_network(experiment: Path, run: str) -> Network:
     if not file.is_file():
         raise ValueError(f"{file} does not exist; the experiment has no run {run!r}")
     network = build(recipe.architecture, recipe.options)
-    network.load_state_dict(safetensors.torch.load_file(file))
+    try:
+        network.load_state_dict(safetensors.torch.load_file(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file} holds no weights of {recipe.paper} {recipe.variant}") from error
     return network.eval()
 
 

@@ -28,7 +28,7 @@ from training.experiment import (
     validation_part,
 )
 from training.finishing import FINISHING
-from training.fit import LAST, Images, fit, identity, place, torch_device
+from training.fit import LAST, PRECISION, Images, fit, identity, place, torch_device
 from training.models.backbones import starting_weights
 from training.models.registry import build
 from training.papers import PAPERS
@@ -118,7 +118,7 @@ def train(
         "runs": figures,
         "seed": recipe.seed,
         "code": {"version": version("cxr-dicom-node"), "sha256": code_sha256()},
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
         "started": started,
         "seconds": round(sum(figure["seconds"] for figure in figures)),
@@ -282,8 +282,8 @@ def code_sha256() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def hardware() -> str:
-    """What a training ran on."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores"
+def hardware(device: str) -> str:
+    """What a training ran on, and in which precision."""
+    place_of = torch_device(device)
+    name = torch.cuda.get_device_name(place_of) if place_of.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    return f"{name}, {PRECISION}"

@@ -190,6 +190,9 @@ def test_the_command_trains_by_the_profile(collection, tmp_path):
         (["jahan", "--device", "cuda:9"], "device cuda:9 is not there: torch sees"),
         (["jahan", "--set", "epoch=3"], "epoch"),
         (["jahan", "--set", "epochs"], "NAME=VALUE"),
+        (["jahan", "--set", "epochs=many"], "epochs is a int, such as 25"),
+        (["zhang", "--set", "augmentation={}"], "augmentation is a Augmentation"),
+        (["minaee", "--set", "balance=class"], "cached features are gone through whole"),
         (["basu", "--protocol", "folds", "--task", "pneumonia"], "basu has the classes"),
     ],
 )
