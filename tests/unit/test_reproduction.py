@@ -306,7 +306,6 @@ def test_copies_for_the_repository_make_the_same_document(tmp_path):
     )
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="no reproduction is committed")
 def test_the_committed_document_is_what_the_committed_evaluations_make():
     files = sorted((ROOT / "docs" / "reproduction").glob("*.json"))
     assert files

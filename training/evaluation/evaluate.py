@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.data.manifest import NAMES, read_manifest
+from training.data.manifest import manifest_sha256, read_manifest
 from training.evaluation import statistics, tested
 from training.evaluation.anomaly import anomaly
 from training.evaluation.baselines import NoLungForests
@@ -90,11 +89,10 @@ def evaluate(
     names = [_name(folder) for folder in experiments]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two experiments are called {twice}; evaluate them apart")
-    manifest = next(data / name for name in NAMES if (data / name).is_file()) if data.is_dir() else data
-    sha256 = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    sha256 = manifest_sha256(data)
     for folder in experiments:
         if read_record(folder)["data"]["manifest_sha256"] != sha256:
-            raise ValueError(f"{folder} was trained by another manifest than {manifest}: its folds are not known here")
+            raise ValueError(f"{folder} was trained by another manifest than {data}: its folds are not known here")
     forests = NoLungForests()
     found: dict[str, Experiment] = {}
     members: dict[str, tuple[Scored, Scored | None]] = {}
