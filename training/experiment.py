@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from training.papers.paper import Paper
     from training.recipe import Recipe
 
-PROTOCOLS = ("paper", "folds")
-TASKS = ("covid19", "pneumonia")
 FOLDS = 5
 FINAL = "final"
 # Collections that hold both normal images and diseased ones, taken in one way: Basu's Data-A and what stands in for it.

@@ -215,6 +215,7 @@ TABLES = (
 )
 
 SILENT = (
+    "Keras starts layers by Glorot and has 1e-7 as Adam's epsilon; here both are torch's own.",
     (
         "Input size, batch, the epochs of the second stage and the ranges of the augmentation are not given: 224 "
         "pixels, 64 and 32 images, 50 epochs, 10 degrees, 90 to 110 % and mirroring are ours; the second stage is "

@@ -178,6 +178,7 @@ TABLES = (
 )  # fmt: skip
 
 SILENT = (
+    "Keras starts layers by Glorot and has 1e-7 as Adam's epsilon; here both are torch's own.",
     (
         "The text (a latent of 256 values, a flattened layer of 16,384, LeakyReLU after both dense layers) contradicts "
         "Figs. 3 and 4 (128, 8,192, one); the figures win."
