@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 READY = "ready"
 _OUTBOX_POLL_S = 0.05
 _PAUSE_AFTER_FAULT_S = 1.0
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StartError(NodeError):
@@ -53,19 +54,23 @@ def announce_ready() -> None:
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set.
 
-    Not from the handler, which may interrupt the very code that holds the event's lock, and then waits for ever: it
-    writes to a pipe, and a thread that reads it sets the event.
+    Not from a Python handler: the kernel may give the signal to another thread than the main one, which alone runs
+    handlers and may sleep in `Event.wait` for ever. The interpreter's C code writes the signal's number to a pipe at
+    once, in whatever thread, and a thread that reads it sets the event.
     """
     stop = threading.Event()
     reading, writing = os.pipe()
+    os.set_blocking(writing, False)
 
     def wait() -> None:
-        os.read(reading, 1)
-        stop.set()
+        while not stop.is_set():
+            if os.read(reading, 1)[0] in _ENDING:
+                stop.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(writing, b"."))
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in _ENDING:
+        signal.signal(number, lambda *_: None)  # a handler of Python's is what makes the interpreter catch it
     return stop
 
 
