@@ -110,11 +110,24 @@ def reproduction(
     evaluations: Annotated[list[Path], typer.Argument(help="evaluation.json files.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="The Markdown file that is written.")],
     keep: Annotated[Path | None, typer.Option(help="Folder for copies without curves, to lie beside it.")] = None,
+    timings: Annotated[Path | None, typer.Option(help="What `timings` wrote.", exists=True, dir_okay=False)] = None,
 ) -> None:
     """Write the table of every paper's every number beside ours."""
     from training.evaluation import reproduction as document
 
-    document.write_reproduction(document.keep(evaluations, keep) if keep else evaluations, out)
+    document.write_reproduction(document.keep(evaluations, keep) if keep else evaluations, out, timings)
+    typer.echo(out)
+
+
+@app.command()
+def timings(
+    data: Data, out: Annotated[Path, typer.Option(help="The JSON file that is written.")], device: str = "auto"
+) -> None:
+    """Measure how long every training takes on this machine, by a few steps of each."""
+    from training.data.manifest import read_manifest
+    from training.timing import timings as measured
+
+    out.write_text(json.dumps(measured(read_manifest(data), device), indent=1) + "\n", encoding="utf-8")
     typer.echo(out)
 
 

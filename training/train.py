@@ -285,5 +285,10 @@ def code_sha256() -> str:
 def hardware(device: str) -> str:
     """What a training ran on, and in which precision."""
     place_of = torch_device(device)
-    name = torch.cuda.get_device_name(place_of) if place_of.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    name = torch.cuda.get_device_name(place_of) if place_of.type == "cuda" else _cores()
     return f"{name}, {PRECISION}"
+
+
+def _cores() -> str:
+    used, there = torch.get_num_threads(), os.cpu_count()
+    return f"{there} CPU cores" if used == there else f"{used} of {there} CPU cores"

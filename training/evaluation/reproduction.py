@@ -11,7 +11,7 @@ from training.evaluation.honest import honest_tables
 from training.evaluation.shape import Curve, Histogram
 from training.evaluation.wording import DISCLAIMER, NOTHING, duration, images, markdown_table, prose
 from training.papers import PAPERS
-from training.records import plain
+from training.papers.assembly import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,20 +19,19 @@ if TYPE_CHECKING:
 
     from training.evaluation.shape import Combination, Experiment
 
-PROFILES = ("small", "paper")
 _WOULD_TAKE = ("Paper", "Variant", "Trained by its own protocol", "Small profile takes", "Paper's recipe takes")
 _TRAINED = ("Network", "Images", "Input", "Epochs", "Images an epoch", "Runs", "First stage", "Time", "On")
 
 
-def write_reproduction(evaluations: Sequence[Path], file: Path) -> None:
-    """Write `file` from evaluation.json files; the same files give the same text.
+def write_reproduction(evaluations: Sequence[Path], file: Path, timings: Path | None = None) -> None:
+    """Write `file` from evaluation.json files and what `python -m training timings` wrote; the same give the same text.
 
     Raises
     ------
     ValueError
         Where a file is no evaluation, or two of them are of one experiment.
     """
-    file.write_text(reproduction(evaluations, file.parent), encoding="utf-8")
+    file.write_text(reproduction(evaluations, file.parent, timings), encoding="utf-8")
 
 
 def keep(evaluations: Sequence[Path], folder: Path) -> list[Path]:
@@ -57,7 +56,7 @@ def _without_curves(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def reproduction(evaluations: Sequence[Path], folder: Path) -> str:
+def reproduction(evaluations: Sequence[Path], folder: Path, timings: Path | None = None) -> str:
     """The document as it stands in `folder`."""
     experiments, combination = _read(evaluations)
     given = list(experiments.values())
@@ -71,7 +70,7 @@ def reproduction(evaluations: Sequence[Path], folder: Path) -> str:
         honest_tables(given, combination),
         *(paper_section(paper, given) for paper in PAPERS.values()),
         "## What each training took\n",
-        _took(given),
+        _took(given, json.loads(timings.read_text(encoding="utf-8")) if timings else {}),
         "## Evaluations read\n",
         prose(names or "None.") + "\n",
     ]
@@ -79,9 +78,9 @@ def reproduction(evaluations: Sequence[Path], folder: Path) -> str:
 
 
 _ESTIMATE = (
-    "How long each variant takes by its paper's own protocol on the images and the machine at hand: reckoned from the "
-    "recorded seconds of the same network, in proportion to epochs, images and pixels, its first stage included; a "
-    "dash where no training of that network is recorded."
+    "How long each variant takes by its paper's own protocol on the images at hand{where}: a few steps of each recipe "
+    "measured, all of them counted, its first stage included; reading, validating and scoring images is not. A dash "
+    "where nothing was measured."
 )
 _HONEST = (
     "In the data at hand the class nearly equals the source, so that a network can answer by telling sources apart; so "
@@ -119,13 +118,25 @@ def _link(path: Path, folder: Path) -> str:
     return f"[{path.name}]({os.path.relpath(path, folder)})" if below else f"`{path.name}`"
 
 
-def _took(experiments: Sequence[Experiment]) -> str:
-    """Time and size of every training, and what is known of those that were not done."""
-    records = [experiment["record"] for experiment in experiments]
-    lines = [markdown_table(_TRAINED, [_training(experiment) for experiment in experiments])]
-    wanted = [(name, variant) for name, paper in PAPERS.items() for variant in paper.variants]
-    rows = [(name, variant, *_reckoned(name, variant, records)) for name, variant in wanted]
-    return "\n".join([*lines, prose(_ESTIMATE) + "\n", markdown_table(_WOULD_TAKE, rows)])
+def _took(experiments: Sequence[Experiment], timings: Mapping[str, Any]) -> str:
+    """Time and size of every training, and how long those take that were not done."""
+    done: dict[tuple[str, str], list[str]] = {}
+    for record in (experiment["record"] for experiment in experiments):
+        if record["protocol"] == "paper":
+            done.setdefault((record["paper"], record["variant"]), []).append(record["profile"])
+    rows = []
+    for name, variant in ((name, variant) for name, paper in PAPERS.items() for variant in paper.variants):
+        seconds = timings.get("seconds", {}).get(name, {}).get(variant, {})
+        took = (duration(seconds[profile]) if profile in seconds else NOTHING for profile in reversed(PROFILES))
+        rows.append((name, variant, ", ".join(done.get((name, variant), [])) or "no", *took))
+    where = f" and {timings['hardware']}" if timings else ""
+    return "\n".join(
+        [
+            markdown_table(_TRAINED, [_training(experiment) for experiment in experiments]),
+            prose(_ESTIMATE.format(where=where)) + "\n",
+            markdown_table(_WOULD_TAKE, rows),
+        ]
+    )
 
 
 def _training(experiment: Experiment) -> tuple[str, ...]:
@@ -147,46 +158,3 @@ def _training(experiment: Experiment) -> tuple[str, ...]:
         duration(record["seconds"]),
         record["hardware"],
     )
-
-
-def _reckoned(name: str, variant: str, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Whether the paper's own protocol was run, and how long it takes in either profile."""
-    of_paper = [record for record in records if record["paper"] == name and record["protocol"] == "paper"]
-    done = [record["profile"] for record in of_paper if record["variant"] == variant]
-    took = [""] * len(PROFILES)
-    for place, profile in enumerate(PROFILES):
-        recipe = plain(PAPERS[name].recipe(variant, profile))
-        known = [record for record in records if _same_network(record["recipe"], recipe)]
-        # The paper's own runs are what is asked; where no variant of it was run so, those that were recorded.
-        runs = [*of_paper, *known][0]["runs"] if known else []
-        took[place] = duration(_seconds(recipe, runs, known[0])) if known else NOTHING
-    return (", ".join(done) or "no", *took)
-
-
-def _same_network(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two recipes are of the same network, whatever its classes; as JSON, since a record knows no tuples."""
-    parts = [
-        json.dumps([recipe["architecture"], {**recipe["options"], "classes": ()}], sort_keys=True)
-        for recipe in (one, other)
-    ]
-    return parts[0] == parts[1]
-
-
-def _seconds(recipe: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], known: Mapping[str, Any]) -> float:
-    """Seconds of `runs` by the recipe, in proportion to epochs, images and pixels of the training `known`."""
-    rate = sum(run["seconds"] for run in known["runs"]) / sum(
-        _work(known["recipe"], run["train"]) for run in known["runs"]
-    )
-    seconds = rate * sum(_work(recipe, run["train"]) for run in runs)
-    stage = next((run["pretraining"] for run in known["runs"] if "pretraining" in run), None)
-    if stage and recipe["weights"] == "pretraining":
-        first, asked = known["recipe"]["pretraining"], recipe["pretraining"]
-        seconds += stage["seconds"] * _work(asked, stage["images"]) / _work(first, stage["images"])
-    return float(seconds)
-
-
-def _work(recipe: Mapping[str, Any], images_at_hand: int) -> int:
-    """Pixels that a training looks at; those of a cached frozen part once."""
-    epochs = 1 if recipe["cache_features"] else recipe["epochs"]
-    work: int = epochs * (recipe["images_per_epoch"] or images_at_hand) * recipe["crop"] ** 2
-    return work
