@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from dicom_node.domain import NodeError
 from training.data.cli import app as data_app
 from training.papers import PAPERS
 
@@ -164,7 +165,7 @@ def main() -> None:
     """Run a command; what stands against it is one line and exit code 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, NodeError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

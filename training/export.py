@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from training.papers import PAPERS
 from training.records import SCORES, WEIGHTS, counts, read_record, read_scores, recipe_of
 from training.scoring import load_network, transform_of
 from training.shipped import logits_of, probabilities_of, score_shipped, write_shards
+from training.train import changes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,8 +51,10 @@ _METHOD = {
     "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients (near duplicates together)",
     "sensitivity, specificity": "95 % Clopper-Pearson interval over images",
     "scores": "of the rounded weights that the bundle holds; out of fold, those of the fold networks",
+    "calibration": "of val and external only: it was fitted on the out-of-fold scores",
     "thresholds": "val and external: the bundle's own; out of fold, a fold's come from the other folds",
 }
+_HELD_BACK = (VAL, EXTERNAL)  # how the names of their tasks begin
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -275,9 +279,13 @@ def _provenance(member: Member) -> dict[str, Any]:
     record = member.record
     command = (
         f"python -m training train {record['paper']} --variant {record['variant']} --profile {record['profile']} "
-        f"--protocol folds --seed {record['seed']} --data DIR --workdir DIR"
+        f"--protocol folds --task {record['task']} --seed {record['seed']} --data DIR --workdir DIR"
     )
-    return {"command": command, **record}
+    settings = (
+        shlex.quote(f"{name}={own if isinstance(own, str) else json.dumps(own)}")
+        for name, (own, _) in changes(member.recipe, record["task"]).items()
+    )
+    return {"command": " --set ".join([command, *settings]), **record}
 
 
 def distribution(probability: NDArray[np.float64]) -> dict[str, Any]:
@@ -308,7 +316,11 @@ def _figures(
         "out of fold": _alone(manifest, known, out_of_fold, resamples),
         VAL: _alone(manifest, [picture for picture, _ in val], [found for _, found in val], resamples),
     }
-    return covid19_tasks(asked, final, forests, resamples), alone
+    tasks = covid19_tasks(asked, final, forests, resamples)
+    for name, task in tasks.items():
+        if not name.startswith(_HELD_BACK):
+            task["calibration"] = None  # it was fitted on these very images
+    return tasks, alone
 
 
 def _scored(

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from training.augment import augment
 from training.losses import LOSSES
-from training.recipe import Augmentation
+from training.recipe import BEST_VALIDATION_ACCURACY, BY_SOURCE_AND_CLASS, NO_BALANCE, Augmentation
 from training.records import plain
 from training.schedules import SCHEDULES
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 PRECISION: Final = "bf16-mixed"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
-BEST_VALIDATION_ACCURACY = "best validation accuracy"
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -290,6 +289,8 @@ def place(device: str) -> dict[str, Any]:
     kind, _, number = device.partition(":")
     if kind == "cuda":
         count = torch.cuda.device_count()
+        if number and not number.isdecimal():
+            raise ValueError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N")
         if count <= int(number or 0):
             raise ValueError(f"device {device} is not there: torch sees {count} CUDA devices; use --device cpu")
         return {"accelerator": "gpu", "devices": [int(number or 0)]}
@@ -334,9 +335,9 @@ def draw_epoch(images: Images, recipe: Recipe, rng: np.random.Generator) -> NDAr
     """
     everything = expanded(images, recipe)
     wanted = recipe.images_per_epoch or len(everything)
-    if recipe.balance == "none":
+    if recipe.balance == NO_BALANCE:
         return rng.permutation(everything)[:wanted]
-    strata = images.strata if recipe.balance == "source and class" else images.labels
+    strata = images.strata if recipe.balance == BY_SOURCE_AND_CLASS else images.labels
     names = np.unique(strata)
     share = math.ceil(wanted / len(names))
     drawn = []

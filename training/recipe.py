@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+BALANCES = NO_BALANCE, BY_CLASS, BY_SOURCE_AND_CLASS = "none", "class", "source and class"
+KEPT_EPOCHS = KEEP_LAST, BEST_VALIDATION_ACCURACY = "last", "best validation accuracy"
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -115,7 +118,7 @@ class Recipe:
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
     accumulate: int = 1
     images_per_epoch: int = 0
-    balance: str = "none"
+    balance: str = NO_BALANCE
     copies: Mapping[str, int] = field(default_factory=dict)
     train_on: tuple[str, ...] = ()
     trainable: tuple[str, ...] = ()
@@ -123,13 +126,19 @@ class Recipe:
     weights: str = "none"
     pretraining: Recipe | None = None
     cache_features: bool = False
-    keep: str = "last"
+    keep: str = KEEP_LAST
     finish: str = ""
     seed: int = 20
 
     def __post_init__(self) -> None:
         """Refuse what would be kept in a record and not be done."""
-        if self.cache_features and (self.images_per_epoch or self.balance != "none"):
+        for name, known in (("balance", BALANCES), ("keep", KEPT_EPOCHS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not known; known: {', '.join(known)}")
+        for name in ("epochs", "batch", "accumulate", "resize", "crop"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at least 1 is needed")
+        if self.cache_features and (self.images_per_epoch or self.balance != NO_BALANCE):
             raise ValueError("cached features are gone through whole: images_per_epoch and balance do not apply")
 
     def but(self, **changes: Any) -> Recipe:

@@ -19,7 +19,7 @@ import torch
 from training import records
 from training.data.checks import require
 from training.data.manifest import manifest_sha256, read_manifest
-from training.data.squares import load_squares
+from training.data.squares import alone, load_squares
 from training.experiment import (
     check_apart,
     for_task,
@@ -28,10 +28,13 @@ from training.experiment import (
     validation_part,
 )
 from training.finishing import FINISHING
-from training.fit import LAST, PRECISION, Images, fit, identity, place, torch_device
+from training.fit import LAST, OPTIMISERS, PRECISION, Images, fit, identity, place, torch_device
+from training.losses import LOSSES
 from training.models.backbones import starting_weights
 from training.models.registry import build
 from training.papers import PAPERS
+from training.recipe import BEST_VALIDATION_ACCURACY, KEEP_LAST
+from training.schedules import SCHEDULES
 from training.scoring import round_to_half, score_pictures, transform_of
 
 if TYPE_CHECKING:
@@ -79,22 +82,30 @@ def train(
             raise ValueError(f"{experiment} was trained by other settings or on other images; give another --workdir")
         return experiment
     place(device)
-    transform_of(recipe)
+    for stage in (recipe, recipe.pretraining):
+        if stage is not None:
+            check(stage)
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    code = code_sha256()  # of what trains: the files may change while it does
     pictures = read_manifest(data)
     data_set, runs = plan(paper, recipe, pictures, protocol, task)
     require(data_set.pictures, data_set.labels, data_set.classes)
     for run in runs:
         check_apart(data_set, run)
-    experiment.mkdir(parents=True, exist_ok=True)
+        if recipe.keep == BEST_VALIDATION_ACCURACY and not len(run.validation):
+            raise ValueError(
+                f"keep {recipe.keep!r}: run {run.name} has no validation images; set keep to {KEEP_LAST!r}"
+            )
     stock = _Stock(pictures, workdir, device, progress=progress)
+    stock.unreadable(data_set, recipe.resize)  # refuses before anything is made
+    experiment.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
     for index, run in enumerate(runs):
         folder = experiment / run.name
         if not (folder / _RUN).is_file():
             tested = run.test if protocol == "folds" else np.concatenate([other.test for other in runs])
-            _one(recipe, data_set, run, tested, stock, folder, recipe.seed + index)
+            _one(recipe, data_set, run, tested, stock, folder, recipe.seed + index, code)
         done = json.loads((folder / _RUN).read_text(encoding="utf-8"))
         if done["identity"] != identity(recipe, recipe.seed + index, _digest(data_set, run)):
             raise ValueError(f"{folder} was trained by other settings or on other images; give another --workdir")
@@ -117,7 +128,7 @@ def train(
         },
         "runs": figures,
         "seed": recipe.seed,
-        "code": {"version": version("cxr-dicom-node"), "sha256": code_sha256()},
+        "code": {"version": version("cxr-dicom-node"), "sha256": code},
         "hardware": hardware(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
         "started": started,
@@ -127,20 +138,54 @@ def train(
     return experiment
 
 
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that could not be trained to its end: in one line, before anything is trained.
+
+    Raises
+    ------
+    ValueError
+        Naming the setting.
+    """
+    transform_of(recipe)
+    named = (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("loss", LOSSES), ("finish", {"": None, **FINISHING}))
+    for name, known in named:
+        if getattr(recipe, name) not in known:
+            raise ValueError(f"{name} {getattr(recipe, name)!r} is not known; known: {', '.join(filter(None, known))}")
+    a_parameter = [torch.nn.Parameter(torch.zeros(1))]
+    for name, make in (
+        ("optimiser", lambda options: OPTIMISERS[recipe.optimiser](a_parameter, lr=recipe.learning_rate, **options)),
+        ("schedule", lambda options: SCHEDULES[recipe.schedule](recipe.epochs, **options)),
+        ("loss", lambda options: LOSSES[recipe.loss](**options)),
+    ):
+        try:
+            make(getattr(recipe, f"{name}_options"))
+        except TypeError as error:
+            raise ValueError(f"{name}_options do not fit {name} {getattr(recipe, name)!r}: {error}") from error
+
+
 def settings_changed(recipe: Recipe, task: str) -> list[str]:
     """What this training changed of its profile's recipe, in sentences; what follows from the task is not told."""
+    found = [
+        f"{name.replace('.', ' ')} {own}, the profile's is {usual}"
+        for name, (own, usual) in changes(recipe, task).items()
+    ]
+    return [f"Changed for this training: {'; '.join(found)}."] if found else []
+
+
+def changes(recipe: Recipe, task: str) -> dict[str, tuple[Any, Any]]:
+    """By the name that ``--set`` takes, the recipe's value and its profile's, where they differ."""
     profile = for_task(PAPERS[recipe.paper].recipe(recipe.variant, recipe.profile), task)
-    found = []
-    for stage, own, usual in (("", recipe, profile), ("pretraining ", recipe.pretraining, profile.pretraining)):
+    found: dict[str, tuple[Any, Any]] = {}
+    for stage, own, usual in (("", recipe, profile), ("pretraining.", recipe.pretraining, profile.pretraining)):
         if own is None or usual is None:
             continue
         kept, expected = (json.loads(json.dumps(records.plain(one))) for one in (own, usual))
-        found += [
-            f"{stage}{name} {kept[name]}, the profile's is {expected[name]}"
+        found |= {
+            f"{stage}{name}": (kept[name], expected[name])
             for name in kept
             if name not in ("pretraining", "seed") and kept[name] != expected[name]
-        ]
-    return [f"Changed for this training: {'; '.join(found)}."] if found else []
+        }
+    return found
 
 
 class _Stock:
@@ -171,8 +216,10 @@ class _Stock:
         digest = hashlib.sha256(json.dumps([what, names, seed], sort_keys=True).encode()).hexdigest()[:16]
         folder = self.workdir / "backbones" / digest
         file = folder / records.WEIGHTS
-        if not file.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / "lock"):
+            if file.is_file():
+                return file
             torch.manual_seed(seed)
             network = build(recipe.architecture, recipe.options)
             trained, held = validation_part(data, seed)
@@ -195,11 +242,18 @@ class _Stock:
 
 
 def _one(
-    recipe: Recipe, data: DataSet, run: Run, tested: NDArray[np.int64], stock: _Stock, folder: Path, seed: int
+    recipe: Recipe,
+    data: DataSet,
+    run: Run,
+    tested: NDArray[np.int64],
+    stock: _Stock,
+    folder: Path,
+    seed: int,
+    code: str,
 ) -> None:
     """Train one run and score its test images; `run.json` is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"name": run.name}
+    figures: dict[str, Any] = {"name": run.name, "code_sha256": code}
     weights = recipe.weights
     if weights == "pretraining":
         if recipe.pretraining is None:

@@ -128,9 +128,13 @@ def test_an_evaluation_says_everything_in_plain_json(tmp_path, collection, paper
         "one/main/paper-small", "one/main/folds-small", "two/main/folds-small"
     ]  # fmt: skip
     by_paper, by_folds, _ = result["experiments"].values()
-    assert [option["heatmap_images"] for option in called] == [3, 3]
-    assert by_paper["tasks"] == {}
-    assert by_paper["lungs"] is None
+    assert [option["heatmap_images"] for option in called] == [3, 3, 3]
+    (own,) = by_paper["tasks"].values()
+    assert own["title"] == "COVID-19 against the rest, test images of the paper's own protocol"
+    assert set(own["baselines"]) == {"frame", "form", "thumbnail"}
+    assert own["calibration"]["images"] == own["figures"]["images"] == by_paper["test"]["figures"]["images"]
+    assert set(own["subgroups"]) == {"view", "sex", "age"}
+    assert by_paper["lungs"] == {"absent": "no masks"}
     assert by_folds["lungs"] == {"absent": "no masks"}
     assert list(by_folds["tasks"]) == [
         "covid19 against pneumonia, cohen",

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,27 @@ def test_a_softmax_network_is_calibrated_on_its_log_odds(bundle):
     assert outputs["Jahan2022"] in {"reconstruction_error", "log_density", "log_density_pca"}
 
 
+def test_the_command_line_gives_the_evaluations_scores(bundle, data):
+    with (bundle / "scores.csv").open(newline="") as text:
+        expected = {row["image_id"]: row for row in csv.DictReader(text)}
+    asked = list(expected)[:2]
+    done = subprocess.run(
+        [sys.executable, "-m", "dicom_node", "screen", "--json", *(str(data / f"{name}.png") for name in asked)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+        env=os.environ | {"DICOM_NODE_BUNDLE": str(bundle)},
+    )
+    answers = {Path(line["path"]).stem: line for line in map(json.loads, done.stdout.splitlines())}
+    assert list(answers) == asked
+    for name, answer in answers.items():
+        assert answer["probability"] == pytest.approx(float(expected[name]["probability"]), abs=1e-4)
+        for member, scores in answer["members"].items():
+            for score, value in scores.items():
+                assert value == pytest.approx(float(expected[name][f"{member}.{score}"]), rel=1e-4, abs=1e-4)
+
+
 def test_every_member_draws_its_maps(predictions):
     drawn: dict[str, list[str]] = {}
     for found in predictions[0].maps:
@@ -277,6 +300,9 @@ def test_val_is_held_against_the_manifests_thresholds(bundle):
             [pytest.approx(points["balanced"].threshold)],
             [pytest.approx(points["high-sensitivity"].threshold)],
         ]
+    assert evaluation["combination"]["tasks"]["val, pooled"]["calibration"]["images"] > 0
+    # The bundle's calibration was fitted on the scores out of fold: there it proves nothing.
+    assert evaluation["combination"]["tasks"]["covid19 against the rest, pooled"]["calibration"] is None
     assert evaluation["unreadable"] == 0
     assert (bundle / "evaluation.html").stat().st_size > 10_000
 
@@ -287,6 +313,10 @@ def test_the_manifest_says_where_the_weights_come_from(bundle, data):
     assert record["data"]["manifest_sha256"] == hashlib.sha256((data / "manifest.csv").read_bytes()).hexdigest()
     for member in record["members"].values():
         assert {"command", "recipe", "differences", "seed", "code", "hardware", "started", "seconds"} <= set(member)
+    command = next(member["command"] for name, member in record["members"].items() if name.startswith("zhang"))
+    assert command.endswith(
+        "--protocol folds --task covid19 --seed 0 --data DIR --workdir DIR --set resize=72 --set crop=64"
+    )
     for member in read_manifest(bundle).members:
         assert member.citation == next(p.citation for n, p in PAPERS.items() if member.name.startswith(n))
 

@@ -381,6 +381,14 @@ def test_training_images_are_the_mean_over_the_runs():
     assert ask("training images", positive="")["value"] == 95
 
 
+def test_a_patient_of_several_images_counts_once():
+    test = replace(rows(), patients=np.array([str(i // 4) for i in range(400)]))
+    expected = len(set(test.patients[test.labels == 0].tolist()))
+    found = ask("patients", test)
+    assert (found["value"], found["n"]) == (expected, (test.labels == 0).sum())
+    assert expected < 100
+
+
 def test_figures_of_runs_are_those_of_each_run():
     test = rows()
     found = ask("auc")["of_runs"]

@@ -16,6 +16,7 @@ from training.evaluation.tasks import (
     combined,
     covid19_tasks,
     learnt,
+    own_task,
     pneumonia_tasks,
     scored,
 )
@@ -319,3 +320,21 @@ def test_the_final_networks_are_calibrated_on_what_was_out_of_fold():
 def test_an_image_that_one_member_has_not_is_left_out():
     first, short = asked(by_disease), asked(by_disease, shown=pictures()[:-7])
     assert len(combined([(first, None), (short, None)])[0]) == len(first) - 7
+
+
+def test_where_one_run_tests_all_images_the_forests_take_folds_of_them_among_themselves():
+    in_folds, one_run = asked(by_disease), asked(by_disease, run="holdout")
+    seen = []
+
+    def forests(pictures, positive, folds):
+        seen.append(folds)
+        return {"frame": ("a frame", positive + 0.0)}
+
+    (task,) = own_task(one_run, forests, resamples=20).values()
+    assert task["baselines"]["frame"]["auc"]["value"] == 1
+    assert task["calibration"] is None  # there are no other images to learn it on
+    (folds,) = seen
+    assert len(set(folds.tolist())) == 5
+    assert len({*zip(one_run.patients, folds.tolist(), strict=True)}) == len(set(one_run.patients))
+    own_task(in_folds, forests, resamples=20)
+    assert seen[1].tolist() == in_folds.runs.tolist()

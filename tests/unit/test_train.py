@@ -194,10 +194,22 @@ def test_the_command_trains_by_the_profile(collection, tmp_path):
         (["zhang", "--set", "augmentation={}"], "augmentation is a Augmentation"),
         (["minaee", "--set", "balance=class"], "cached features are gone through whole"),
         (["basu", "--protocol", "folds", "--task", "pneumonia"], "basu has the classes"),
+        (["jahan", "--set", "optimiser=adamax"], "optimiser 'adamax' is not known; known: adam, adamw, nadam, sgd"),
+        (["jahan", "--set", "schedule=never"], "schedule 'never' is not known; known: constant"),
+        (["jahan", "--set", "loss=none"], "loss 'none' is not known; known: zhang"),
+        (["jahan", "--set", "finish=line"], "finish 'line' is not known; known: kernel_density"),
+        (["jahan", "--set", 'optimiser_options={"speed": 1}'], "optimiser_options do not fit optimiser 'adam'"),
+        (["zhang", "--set", "pretraining.optimiser=adamax"], "optimiser 'adamax' is not known"),
+        (["jahan", "--set", "balance=sources"], "balance 'sources' is not known; known: none, class, source and class"),
+        (["jahan", "--set", "keep=best"], "keep 'best' is not known; known: last, best validation accuracy"),
+        (["jahan", "--set", "keep=best validation accuracy"], "run holdout has no validation images"),
+        (["jahan", "--set", "batch=0"], "batch 0: at least 1 is needed"),
+        (["jahan", "--device", "cuda:x"], "device 'cuda:x' is not known; use auto, cpu, cuda or cuda:N"),
+        (["jahan", "--workdir", "/dev/null"], "Not a directory: '/dev/null/"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(collection, tmp_path, capsys, monkeypatch, arguments, message):
-    given = ["train", *arguments, "--data", str(collection), "--workdir", str(tmp_path), "--profile", "small"]
+    given = ["train", "--data", str(collection), "--workdir", str(tmp_path), "--profile", "small", *arguments]
     monkeypatch.setattr(sys, "argv", ["training", *given])
     with pytest.raises(SystemExit) as stopped:
         main()

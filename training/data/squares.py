@@ -92,7 +92,7 @@ def load_squares(
     kept = cache / f"{_key(pictures, side)}.npy"
     mask = kept.with_suffix(".readable.npy")
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(kept.with_suffix(".lock")):
+    with alone(kept.with_suffix(".lock")):
         if not kept.is_file():
             part = kept.with_suffix(".part")
             squares = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
@@ -107,7 +107,7 @@ def load_squares(
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[None]:
+def alone(file: Path) -> Iterator[None]:
     """One process at a time; a killed one lets the next in."""
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

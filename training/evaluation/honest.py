@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from training.evaluation.wording import (
     HONEST,
     NOTHING,
+    OWN,
     POOLED,
     cell,
     difference,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 EXTERNAL = "external"
 _WITHIN = (HONEST.partition(",")[0], "pneumonia against normal")
-_ACROSS = ("covid19 against the rest, adults", POOLED)
+_ACROSS = ("covid19 against the rest, adults", POOLED, OWN)
 
 
 def honest_tables(experiments: Sequence[Experiment], combination: Combination | None) -> str:
@@ -31,12 +32,10 @@ def honest_tables(experiments: Sequence[Experiment], combination: Combination | 
     asked = [(found["title"], found["tasks"]) for found in experiments if found["tasks"]]
     if combination:
         asked.append((f"together: {', '.join(combination['members'])}", combination["tasks"]))
-    if not asked:
-        return "No experiment here was asked anything within one source: that needs `--protocol folds`.\n"
     names = list(dict.fromkeys(name for _, tasks in asked for name in tasks))
     within = sorted((name for name in names if name.startswith(_WITHIN)), key=lambda name: not name.startswith(HONEST))
     lungs = [(found["title"], found["lungs"]) for found in experiments if found["lungs"]]
-    parts = [_task_table(name, asked) for name in within]
+    parts = [_task_table(name, asked) for name in within] or [_NOTHING_WITHIN]
     parts += [_external(asked)] if EXTERNAL in names else []
     parts += _doubts([(title, found) for title, found in lungs if found])
     across = [_task_table(name, asked) for name in _ACROSS if name in names]
@@ -45,6 +44,7 @@ def honest_tables(experiments: Sequence[Experiment], combination: Combination | 
     return "\n".join(parts + across)
 
 
+_NOTHING_WITHIN = "No experiment here was asked anything within one source: that needs `--protocol folds`.\n"
 _NO_EVIDENCE = (
     "Across sources, where telling the sources apart is enough. These figures are no evidence of recognising disease; "
     "they stand here for comparison with what sees no lung."
@@ -97,7 +97,11 @@ def _external(asked: Sequence[tuple[str, Mapping[str, Task]]]) -> str:
 
 def _doubts(lungs: Sequence[tuple[str, Lungs]]) -> Iterator[str]:
     """What becomes of the AUC without lungs, and where the heatmaps look."""
-    blanked = [(title, found["auc"], found.get("fall", {})) for title, found in lungs if "auc" in found]
+    blanked = [
+        (title, found.get("auc", {}), found.get("fall", {}))
+        for title, found in lungs
+        if any(found.get("auc", {}).values())
+    ]
     if blanked:
         names = list(dict.fromkeys(name for _, auc, _ in blanked for name in auc))
         rows = [

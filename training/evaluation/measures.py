@@ -71,6 +71,11 @@ def _images(rows: Rows, wanted: Measure, _resamples: int) -> Figure | None:
     return _counted(count, count)
 
 
+def _patients(rows: Rows, wanted: Measure, _resamples: int) -> Figure | None:
+    chosen = _of(rows, wanted)
+    return _counted(len(np.unique(chosen.patients)), len(chosen))
+
+
 def _auc(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
     return statistics.auc(rows.column(wanted.score), rows.is_class(wanted.positive), rows.groups, resamples)
 
@@ -190,6 +195,7 @@ def _loss(rows: Rows, wanted: Measure, resamples: int) -> Figure | None:
 
 _BY_KIND: dict[str, Kind] = {
     "images": _images,
+    "patients": _patients,
     "auc": _auc,
     "sensitivity": _sensitivity,
     "specificity": _specificity,

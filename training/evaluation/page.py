@@ -18,6 +18,7 @@ from training.evaluation.wording import (
     DISCLAIMER,
     HONEST,
     NOTHING,
+    OWN,
     POOLED,
     best_baseline,
     difference,
@@ -159,6 +160,7 @@ def _headline(result: Evaluation) -> Table | None:
         if experiment["record"]["protocol"] == "folds" or tested is None:
             continue
         record = experiment["record"]
+        own = best_baseline(experiment["tasks"][OWN]["baselines"]) if OWN in experiment["tasks"] else None
         twin = next(
             (
                 other["tasks"][HONEST]["figures"]["auc"]
@@ -172,9 +174,16 @@ def _headline(result: Evaluation) -> Table | None:
             (
                 experiment["title"],
                 interval(tested["figures"]["auc"]),
+                interval(own["auc"]) if own else NOTHING,
                 interval(twin) if twin else "not measured here",
                 images(record),
             )
         )
-    head = ("Experiment", "AUC on its own test images", "The same network within one source", "Images")
+    head = (
+        "Experiment",
+        "AUC on its own test images",
+        "Best without a lung",
+        "The same network within one source",
+        "Images",
+    )
     return Table(head, tuple(rows)) if rows else None

@@ -93,7 +93,7 @@ def experiment_part(anchor: str, experiment: Experiment) -> Part:
     if experiment["lungs"]:
         sections.append(_lungs(experiment["lungs"]))
     if experiment["test"]:
-        sections += _tested(anchor, experiment["test"], bool(experiment["tasks"]))
+        sections += _tested(anchor, experiment["test"], HONEST in experiment["tasks"])
     if experiment["anomaly"]:
         sections.append(_anomaly(anchor, experiment["anomaly"]))
     if experiment["published"]:

@@ -176,7 +176,7 @@ class ComparedTable(TypedDict):
 
 
 class Lungs(TypedDict):
-    """What becomes of the scores, out of fold, when lungs are blanked, and where the heatmaps look.
+    """What becomes of the scores of tested images when lungs are blanked, and where the heatmaps look.
 
     Where masks are not at hand only `absent` is filled (else it is empty).
     """
@@ -243,8 +243,8 @@ class Experiment(TypedDict):
     title: str  # "zhang both, folds, small profile"
     test: Tested | None  # None for the rare experiment whose test rows hold one class only
     published: list[ComparedTable]  # protocol `paper` only
-    tasks: dict[str, Task]  # protocol `folds` only; see `training.evaluation.tasks`
-    lungs: Lungs | None  # protocol `folds` only
+    tasks: dict[str, Task]  # see `Evaluation`
+    lungs: Lungs | None  # None where the network is not asked for COVID-19
     anomaly: Anomaly | None
 
 
@@ -267,6 +267,7 @@ class Evaluation(TypedDict):
       (without the collections of children) and "..., pooled"
     - "val, SOURCE", "val, adults", "val, pooled": run `final` on split val, thresholds frozen
     - "external": run `final`, sensitivity at the frozen thresholds (COVID-19 images only)
+    - "covid19 against the rest, own test": of protocol `paper` this alone: its own test images
     - "pneumonia against normal, SOURCE": nih, kermany, and any other source that holds enough of both
     """
 

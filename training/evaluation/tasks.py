@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from scipy.special import expit, log_expit
 
-from training.data.splits import groups_of
+from training.data.splits import fold_of, groups_of
 from training.evaluation import statistics
 from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import at, best_thresholds, brief, group
+from training.evaluation.wording import OWN
+from training.experiment import FOLDS
 from training.models.calibration import fit_platt
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ LEAST_IMAGES = 20
 # Collections of children only: told from adults without a look at the lungs, they would move every threshold.
 CHILDREN = ("kermany",)
 NOT_STATED = "not stated"
+_SEED = 20
 AGES = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (200, "60 and over"))
 
 
@@ -195,6 +198,23 @@ def covid19_tasks(
     return found
 
 
+def own_task(tested: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
+    """COVID-19 against the rest on the test images of a paper's own protocol.
+
+    Where all are tested by one run, the forests take folds of these images among themselves.
+    """
+    several = len(np.unique(tested.runs)) > 1
+    applied = learnt(tested, tested, COVID19, "on the other runs' test images") if several else None
+    folds = None if several else _drawn_folds(tested)
+    title = "COVID-19 against the rest, test images of the paper's own protocol"
+    return {OWN: _task(title, tested, COVID19, REST, applied, forests, resamples, folds)}
+
+
+def _drawn_folds(images: Scored) -> NDArray[np.str_]:
+    strata = [f"{picture.source}/{picture.finding}" for picture in images.pictures]
+    return fold_of(images.pictures, strata, FOLDS, _SEED).astype(np.str_)
+
+
 def pneumonia_tasks(out_of_fold: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
     """Pneumonia against normal within each source that holds both."""
     return dict(_within(out_of_fold, PNEUMONIA, NORMAL, forests, resamples))
@@ -241,7 +261,9 @@ def _task(
     applied: Applied | None,
     forests: Forests | None,
     resamples: int,
+    folds: NDArray[np.str_] | None = None,
 ) -> Task:
+    """`folds` are the forests', where they are not the runs."""
     truth = asked.finding(positive)
     two_classes = bool(truth.any() and not truth.all())
     thresholds, learnt_on = (applied.thresholds, applied.learnt_on) if applied else ({}, "")
@@ -257,7 +279,9 @@ def _task(
         "score": asked.name,
         "figures": figures,
         "calibration": statistics.calibration(expit(applied.logits), truth) if applied else None,
-        "baselines": _baselines(asked, truth, forests, resamples) if two_classes and forests else {},
+        "baselines": _baselines(asked, truth, asked.runs if folds is None else folds, forests, resamples)
+        if two_classes and forests
+        else {},
         "subgroups": _subgroups(asked, truth, thresholds, learnt_on, resamples) if two_classes else {},
         "sources": sorted({picture.source for picture in asked.pictures}),
     }
@@ -268,10 +292,12 @@ def _area(asked: Scored, positive: str) -> float | None:
     return found and found["value"]
 
 
-def _baselines(asked: Scored, truth: NDArray[np.bool_], forests: Forests, resamples: int) -> dict[str, Baseline]:
+def _baselines(
+    asked: Scored, truth: NDArray[np.bool_], folds: NDArray[np.str_], forests: Forests, resamples: int
+) -> dict[str, Baseline]:
     found: dict[str, Baseline] = {}
     groups = asked.groups
-    for name, (title, scores) in forests(asked.pictures, truth, asked.runs).items():
+    for name, (title, scores) in forests(asked.pictures, truth, folds).items():
         area = statistics.auc(scores, truth, groups, resamples)
         more = statistics.auc_difference(asked.scores, scores, truth, groups, resamples)
         if area is not None and more is not None:

@@ -15,6 +15,7 @@ NOTHING = "–"
 DISCLAIMER = "Research and decision support; no clinical validity was measured."
 HONEST = "covid19 against pneumonia, cohen"
 POOLED = "covid19 against the rest, pooled"
+OWN = "covid19 against the rest, own test"
 CHANGED = "Changed for this training:"  # how `training.train.settings_changed` begins
 # Kinds of `training.papers.paper.KINDS` by the unit in which they are read.
 _PERCENT = (
@@ -29,7 +30,7 @@ _PERCENT = (
     "micro precision",
     "micro recall",
 )
-_COUNTS = ("images", "training images", "confusion")
+_COUNTS = ("images", "patients", "training images", "confusion")
 
 
 def interval(found: Figure | None, *, runs: bool = False) -> str:

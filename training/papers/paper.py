@@ -71,6 +71,7 @@ class Measure:
 
 KINDS = (
     "images",  # test images of class `positive`
+    "patients",  # of these images
     "training images",  # training images of class `positive`
     "auc",
     "sensitivity",  # of `score` >= `at`
