@@ -88,6 +88,8 @@ def train(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     code = code_sha256()  # of what trains: the files may change while it does
     pictures = read_manifest(data)
+    if not any(picture.cluster for picture in pictures):
+        log.warning("%s marks no near duplicates: they may stand in training and test; see: data build", data)
     data_set, runs = plan(paper, recipe, pictures, protocol, task)
     require(data_set.pictures, data_set.labels, data_set.classes)
     for run in runs:

@@ -31,7 +31,7 @@ def changed(given: torch.Tensor, seed: int = 1, crop: int = 64, how: str = "none
     return augment(given, crop, how, Augmentation(**ranges), torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("how", ["none", "per image", "imagenet"])
+@pytest.mark.parametrize("how", ["none", "per image", "imagenet", "centred"])
 def test_without_ranges_it_is_the_transform_of_service(how):
     given = squares(3)
     transform = Preprocess(72, 64, how)

