@@ -102,6 +102,7 @@ def paper(monkeypatch) -> Paper:
             Published("other", "AUC", 0.9, Measure("auc", variant="other")),
             Published("all", "patients", 70, None),
             Published("other class", "AUC", 0.5, Measure("auc", positive="other_disease")),
+            Published("all", "COVID-19 images", 100, Measure("images")),
         )),
     )  # fmt: skip
     made = replace(PAPERS[name], variants=("main", "other"), tables=tables)
@@ -168,7 +169,7 @@ def test_the_paper_s_numbers_stand_beside_ours_or_beside_a_reason(tmp_path, coll
     path = experiment(tmp_path / "one" / "main" / "paper-small", shown, recipe(paper.name), "paper")
     result = evaluate([path], folder, tmp_path / "out", resamples=20)
     (table,) = result["experiments"]["one/main/paper-small"]["published"]
-    area, accuracy, other, patients, other_class = table["numbers"]
+    area, accuracy, other, patients, other_class, images = table["numbers"]
     with (path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     expected = roc_auc_score([row["label"] == "covid19" for row in rows], [float(row["p_covid19"]) for row in rows])
@@ -178,8 +179,20 @@ def test_the_paper_s_numbers_stand_beside_ours_or_beside_a_reason(tmp_path, coll
     assert (other["ours"], other["why"]) == (None, "of the variant other")
     assert patients["why"] == "not a number that scores give"
     assert other_class["why"] == "no image of class other_disease was tested"
+    assert images["ours"]["value"] == sum(row["label"] == "covid19" for row in rows)
     assert result["combination"] is None
     assert len(list((tmp_path / "out").iterdir())) == 3, "the page and the comparison lie beside it"
+
+
+def test_another_variant_gives_no_figure_of_the_papers_network_but_counts_its_images(tmp_path, collection, paper):
+    folder, shown = collection
+    path = experiment(tmp_path / "one" / "other" / "paper-small", shown, recipe(paper.name), "paper")
+    write_record(path, read_record(path) | {"variant": "other"})
+    (found,) = evaluate([path], folder, tmp_path / "out", resamples=20)["experiments"].values()
+    area, _, of_other, *_, images = found["published"][0]["numbers"]
+    assert (area["ours"], area["why"]) == (None, "of the variant main")
+    assert of_other["ours"] is not None
+    assert images["ours"] is not None
 
 
 def test_a_training_that_changed_its_profile_says_so_in_its_title(tmp_path, collection, paper):

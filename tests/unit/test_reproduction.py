@@ -105,6 +105,12 @@ def test_what_is_missing_is_a_dash_with_the_reason(tmp_path, one_paper):
     assert body[4][3:] == ["–", "–", "–", "not a figure of the network"]
 
 
+def test_how_many_images_there_are_any_variant_can_say(tmp_path, one_paper):
+    _, _, *body = rows(written(tmp_path, made.evaluation(own(variant="resnet50"))), "Table 2")
+    assert body[2][2:5] == ["305", "91", "91"]
+    assert body[0][3:] == ["–", "–", "–", "variant vgg16 was not trained by the paper's protocol"]
+
+
 def test_a_row_that_the_evaluation_does_not_know_asks_for_a_new_one(tmp_path, one_paper):
     experiment = own()
     del experiment["published"][0]["numbers"][0]

@@ -91,7 +91,8 @@ def _beside(paper: Paper, table: Table, number: Published, own: Sequence[Experim
     if number.measure is None:
         return Beside(number, None, None, "not a figure of a trained network here" if not number.remark else "")
     variant = number.measure.variant or paper.variants[0]
-    candidates = [found for found in own if found["record"]["variant"] == variant]
+    candidates = [found for found in own if number.measure.of_data or found["record"]["variant"] == variant]
+    candidates.sort(key=lambda found: found["record"]["variant"] != variant)
     why = f"variant {variant} was not trained by the paper's protocol"
     for experiment in candidates:
         found = _found(experiment, table, number)

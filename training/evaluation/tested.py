@@ -114,7 +114,7 @@ def _compared(paper: Paper, record: Mapping[str, Any], rows: Rows, number: Publi
     variant = (wanted.variant or paper.variants[0]) if wanted else ""
     if wanted is None:
         why = "not a number that scores give"
-    elif variant != record["variant"]:
+    elif variant != record["variant"] and not wanted.of_data:
         why = f"of the variant {variant}"
     else:
         ours, why = _ours(record, rows, wanted, resamples)

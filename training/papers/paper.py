@@ -41,6 +41,9 @@ class Run:
     validation: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
+_OF_DATA = ("images", "patients", "training images")
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """How a published number is computed from the scores of test images.
@@ -67,6 +70,11 @@ class Measure:
     at: float | None = None
     predicted: str = ""
     variant: str = ""
+
+    @property
+    def of_data(self) -> bool:
+        """Whether it counts the images, which are the same for every variant."""
+        return self.kind in _OF_DATA and not self.variant
 
 
 KINDS = (
