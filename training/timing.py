@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from training.evaluation.wording import duration
 from training.experiment import plan, pretraining_set, validation_part
 from training.fit import OPTIMISERS, Images, Training, expanded, frozen_features, keep_frozen_statistics, torch_device
 from training.models.registry import build
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from training.data.manifest import Picture
     from training.papers.paper import DataSet
     from training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 def timings(pictures: Sequence[Picture], device: str = "auto", steps: int = 2) -> dict[str, Any]:
@@ -53,6 +57,7 @@ def timings(pictures: Sequence[Picture], device: str = "auto", steps: int = 2) -
                     trained, _ = validation_part(first, recipe.seed)
                     whole += _seconds(recipe.pretraining, first, [trained], device, steps)
                 seconds[name][variant][profile] = float(f"{whole:.3g}")
+                log.info("%s %s, %s profile: %s", name, variant, profile, duration(whole))
     return {"hardware": hardware(device), "seconds": seconds}
 
 
