@@ -23,6 +23,8 @@ def linear(epochs: int) -> Schedule:
 
 def cosine(epochs: int, warmup_epochs: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to 0 at the end (Loshchilov and Hutter 2017, without restarts)."""
+    if warmup_epochs >= epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs:g}: the training has {epochs} epochs in all")
 
     def factor(epoch: float) -> float:
         if epoch < warmup_epochs:

@@ -196,6 +196,7 @@ def test_the_command_trains_by_the_profile(collection, tmp_path):
         (["basu", "--protocol", "folds", "--task", "pneumonia"], "basu has the classes"),
         (["jahan", "--set", "optimiser=adamax"], "optimiser 'adamax' is not known; known: adam, adamw, nadam, sgd"),
         (["jahan", "--set", "schedule=never"], "schedule 'never' is not known; known: constant"),
+        (["zhang", "--set", "epochs=1"], "warmup_epochs 1: the training has 1 epochs in all"),
         (["jahan", "--set", "loss=none"], "loss 'none' is not known; known: zhang"),
         (["jahan", "--set", "finish=line"], "finish 'line' is not known; known: kernel_density"),
         (["jahan", "--set", 'optimiser_options={"speed": 1}'], "optimiser_options do not fit optimiser 'adam'"),
