@@ -15,14 +15,13 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
 from dicom_node.admission import admit
-from dicom_node.bundle import find_bundle
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
 from dicom_node.heatmap import build_heatmap, draw_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.pixels import read_instance, read_picture, render
 from dicom_node.report import build_report
 from dicom_node.results import encode
-from workers.ensemble import Ensemble
+from workers.loop import load_ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from dicom_node.config import Settings
     from dicom_node.domain import Prediction
+    from workers.ensemble import Ensemble
 
 _NAMES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".ima"}
 _PICTURE_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of PNG and JPEG
@@ -90,7 +90,7 @@ class _Answer:
 
 def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Path | None) -> bool:
     """Every input has its line on standard output. Returns False where any could not be read."""
-    ensemble = Ensemble.load(find_bundle(settings.bundle), settings.device)
+    ensemble = load_ensemble(settings)
     inputs = [found for path in paths for found in _inputs(path)]
     if out is not None:
         _make_folder(out)
