@@ -11,7 +11,6 @@ from training.evaluation.honest import honest_tables
 from training.evaluation.shape import Curve, Histogram
 from training.evaluation.wording import DISCLAIMER, NOTHING, duration, images, markdown_table, prose
 from training.papers import PAPERS
-from training.papers.assembly import PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -132,7 +131,7 @@ def _took(experiments: Sequence[Experiment], timings: Mapping[str, Any]) -> str:
     rows = []
     for name, variant in ((name, variant) for name, paper in PAPERS.items() for variant in paper.variants):
         seconds = timings.get("seconds", {}).get(name, {}).get(variant, {})
-        took = (duration(seconds[profile]) if profile in seconds else NOTHING for profile in reversed(PROFILES))
+        took = (duration(seconds[profile]) if profile in seconds else NOTHING for profile in ("small", "paper"))
         rows.append((name, variant, ", ".join(done.get((name, variant), [])) or "no", *took))
     where = f" and {timings['hardware']}" if timings else ""
     return "\n".join(
