@@ -6,11 +6,14 @@ import sys
 
 import cv2
 import pytest
+import torch
 from pydicom import dcmread
 from pydicom.uid import RLELossless
 
+from dicom_node.config import Settings
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.phantom import draw_phantom
+from workers import offline
 
 KEYS = {
     "path",
@@ -173,3 +176,14 @@ def test_an_output_folder_that_is_a_file_is_named_before_anything_is_screened(fo
     (tmp_path / "out").write_text("a file")
     status, lines = screen(folder, "--out", tmp_path / "out")
     assert (status, lines) == (2, {})
+
+
+def test_it_keeps_to_the_setting_threads(tmp_path):
+    """Another number of threads may change the last digits: `screen` has to do as the worker does."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, before + 1):
+            offline.screen(Settings(threads=threads), [tmp_path], as_json=True, out=None)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
