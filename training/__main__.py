@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 
 from dicom_node.domain import NodeError
 from training.data.cli import app as data_app
-from training.papers import PAPERS
+from training.papers import PAPERS, robust
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,10 +30,11 @@ PaperName = StrEnum("PaperName", {name.upper(): name for name in PAPERS})  # typ
 
 
 class Profile(StrEnum):
-    """How much is trained: the paper's recipe, or what two CPU cores can do within the hour."""
+    """The paper's recipe, what two CPU cores do of it within the hour, or what holds where shortcuts help least."""
 
     PAPER = "paper"
     SMALL = "small"
+    ROBUST = "robust"
 
 
 class Protocol(StrEnum):
@@ -107,6 +108,15 @@ def export(runs: Runs, data: Data, out: Out, name: str = "ensemble", release: st
 
 
 @app.command()
+def members(runs: Runs, data: Data, out: Out, release: str = "0.1.0") -> None:
+    """Keep the networks of `folds` experiments for a bundle: weights, calibration, scores out of fold."""
+    from training.members import keep_members
+
+    keep_members(runs, data, out, release)
+    typer.echo(out)
+
+
+@app.command()
 def reproduction(
     evaluations: Annotated[list[Path], typer.Argument(help="evaluation.json files.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="The Markdown file that is written.")],
@@ -118,6 +128,28 @@ def reproduction(
 
     document.write_reproduction(document.keep(evaluations, keep) if keep else evaluations, out, timings)
     typer.echo(out)
+
+
+@app.command()
+def probe(
+    data: Data,
+    workdir: Workdir,
+    variant: Annotated[str, typer.Option(help="Backbone of `minaee`, profile robust.")] = "efficientnet_lite0",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same folds and images.")] = 20,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: a field of the recipe.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A collection that is not learnt from.")] = None,
+    share: Annotated[float, typer.Option(help="Share of cohen's patients that is learnt from.")] = 1.0,
+    most: Annotated[int, typer.Option(help="Images of a collection at most.")] = 1000,
+) -> None:
+    """Ask a linear layer on frozen features the questions within one source: a try of minutes."""
+    from training.data.manifest import read_manifest
+    from training.evaluation.wording import probed
+    from training.probe import Choice
+    from training.probe import probe as run
+
+    recipe = changed(PAPERS["minaee"].recipe(variant, robust.PROFILE).but(seed=seed), settings or [])
+    tasks = run(recipe, read_manifest(data), workdir, Choice(most, tuple(without or ()), share))
+    typer.echo(probed(tasks))
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from training.data.splits import fold_of, groups_of
+from training.papers import robust
 from training.papers.paper import DataSet, Run
 
 if TYPE_CHECKING:
@@ -41,11 +43,17 @@ def plan(
     """
     if protocol == "paper" and task != "covid19":
         raise ValueError(f"task {task} is asked of folds: give --protocol folds")
+    if protocol == "paper" and recipe.profile == robust.PROFILE:
+        raise ValueError(f"profile {robust.PROFILE} is trained on all images at hand: give --protocol folds")
     if protocol == "paper":
         data = paper.data_set(pictures)
         runs = paper.splits(data, recipe.seed)
     else:
-        label = paper.label if task == "covid19" else pneumonia_or_normal
+        label = paper.label
+        if recipe.profile == robust.PROFILE:
+            label = partial(robust.label, classes=recipe.classes)
+        elif task != "covid19":
+            label = pneumonia_or_normal
         data = labelled(pictures, label, recipe.classes)
         runs = folds(data, recipe.seed)
     for index, name in enumerate(data.classes):
@@ -99,15 +107,28 @@ def folds(data: DataSet, seed: int) -> list[Run]:
 
 def pretraining_set(pictures: Sequence[Picture], tested: Sequence[Picture]) -> DataSet:
     """Normal and diseased images (Basu 2020, Data-A) of no patient and no cluster that is tested."""
-    shut_out = {picture.patient_id for picture in tested} | {p.cluster for p in tested if p.cluster}
 
     def label(picture: Picture) -> str | None:
-        fits = picture.source in NORMAL_AND_DISEASED and picture.split != "external"
-        if not fits or picture.patient_id in shut_out or picture.cluster in shut_out:
+        if picture.source not in NORMAL_AND_DISEASED:
             return None
         return {"normal": "normal", "pneumonia": "diseased", "other_disease": "diseased"}.get(picture.finding)
 
-    return labelled(pictures, label, ("normal", "diseased"))
+    return labelled(_apart(pictures, tested), label, ("normal", "diseased"))
+
+
+def untested(pictures: Sequence[Picture], tested: Sequence[Picture], classes: tuple[str, ...]) -> DataSet:
+    """The images, of any of the classes, of no patient and no cluster that is tested."""
+    return labelled(_apart(pictures, tested), partial(robust.label, classes=classes), classes)
+
+
+def _apart(pictures: Sequence[Picture], tested: Sequence[Picture]) -> list[Picture]:
+    """Those of the pictures, without `external`, that share no patient and no cluster with the tested ones."""
+    shut_out = {picture.patient_id for picture in tested} | {p.cluster for p in tested if p.cluster}
+    return [
+        picture
+        for picture in pictures
+        if picture.split != "external" and picture.patient_id not in shut_out and picture.cluster not in shut_out
+    ]
 
 
 def validation_part(data: DataSet, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

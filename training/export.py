@@ -232,7 +232,7 @@ def make_manifest(
                 "positives": int(positive.sum()),
             },
             "combination": "sigmoid of the mean of the members' logits, with equal weights; each fitted, then the mean",
-            "members": {member.name: _provenance(member) for member in members},
+            "members": {member.name: provenance(member) for member in members},
         },
     }
     scores = [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in fitted]
@@ -274,7 +274,7 @@ def _described(member: Member, fitted: Sequence[Picture], positive: NDArray[np.b
     }
 
 
-def _provenance(member: Member) -> dict[str, Any]:
+def provenance(member: Member) -> dict[str, Any]:
     """The experiment's own record, and the command that made it."""
     record = member.record
     command = (

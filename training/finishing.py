@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
 from training.augment import augment
+from training.models.classifier import LAST_LAYER, Classifier
 from training.models.jahan import COMPONENTS, Jahan2022
-from training.recipe import Augmentation
+from training.recipe import BY_SOURCE_AND_CLASS, NO_BALANCE, Augmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from training.models.network import Network
     from training.recipe import Recipe
 
+_STEPS = 1000
 _FACTORS = np.logspace(-1, 1, 15)
 
 
@@ -75,4 +78,57 @@ def _latents(network: Jahan2022, recipe: Recipe, squares: torch.Tensor) -> NDArr
     return torch.cat(found).double().numpy()
 
 
-FINISHING: dict[str, Callable[[Network, Recipe, Images, int], None]] = {"kernel_density": kernel_density}
+def last_layer(network: Network, recipe: Recipe, images: Images, _seed: int, *, strength: float) -> None:
+    """Fit the last layer of a classifier by logistic regression on what its frozen layers make of the images.
+
+    Parameters
+    ----------
+    strength
+        See `regression`.
+    """
+    if not isinstance(network, Classifier) or images.features is None:
+        raise ValueError(f"{recipe.paper} {recipe.variant} has no frozen features that a last layer could be fitted on")
+    scaler, fitted = regression(images.features, images.labels, balanced(images, recipe.balance), strength)
+    if len(fitted.classes_) != len(recipe.classes):
+        raise ValueError(f"there are training images of {len(fitted.classes_)} of {len(recipe.classes)} classes only")
+    weight = fitted.coef_ / scaler.scale_
+    bias = fitted.intercept_ - weight @ scaler.mean_
+    if len(recipe.classes) == 2:  # one row tells two classes apart
+        weight, bias = (np.concatenate([-one, one]) / 2 for one in (weight, bias))
+    last = network.backbone.get_submodule(LAST_LAYER[network.architecture])
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(weight))
+        last.bias.copy_(torch.from_numpy(bias))
+
+
+def balanced(images: Images, balance: str) -> NDArray[np.float64]:
+    """The weight of each image, 1 in sum: equal in sum for each stratum, or each class, or for each image."""
+    if balance == NO_BALANCE:
+        return np.full(len(images), 1 / len(images))
+    strata = images.strata if balance == BY_SOURCE_AND_CLASS else images.labels.astype(np.str_)
+    _, stratum, count = np.unique(strata, return_inverse=True, return_counts=True)
+    weights = (1 / count)[stratum]
+    return np.asarray(weights / weights.sum())
+
+
+def regression(
+    features: NDArray[np.float32], labels: NDArray[np.int64], weights: NDArray[np.float64], strength: float
+) -> tuple[StandardScaler, LogisticRegression]:
+    """What standardises the features, and a logistic regression on them.
+
+    Parameters
+    ----------
+    features
+        Of images and their mirror images, shape (N, 2, F).
+    weights
+        Of the images, 1 in sum.
+    strength
+        What the images' weighted mean log-likelihood is multiplied by, beside half the sum of the squared weights.
+    """
+    values, each = features.reshape(2 * len(features), -1), np.repeat(weights / 2, 2)
+    scaler = StandardScaler().fit(values, sample_weight=each)
+    fitted = LogisticRegression(C=strength, max_iter=_STEPS)
+    return scaler, fitted.fit(scaler.transform(values), np.repeat(labels, 2), sample_weight=each)
+
+
+FINISHING: dict[str, Callable[..., None]] = {"kernel_density": kernel_density, "last_layer": last_layer}

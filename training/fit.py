@@ -8,7 +8,9 @@ import math
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -25,7 +27,6 @@ from training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRECISION: Final = "bf16-mixed"
+# Linux' names of what multiplies in bfloat16: AVX-512 and AMX of x86, ARM's.
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -46,7 +48,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class Images(Dataset[tuple["Tensor", int]]):
+class Images(Dataset[tuple["Tensor", Any]]):
     """Squares of a data set and their labels, as a run uses them; squares are read from their file as they are drawn.
 
     Attributes
@@ -55,6 +57,10 @@ class Images(Dataset[tuple["Tensor", int]]):
         Shape (N,).
     strata
         Source and class of each image, as text.
+    targets
+        What a network learns to give, float32, shape (N, values), in place of the labels; or None.
+    features
+        What `training.frozen.pooled_features` gives, where the last layer is fitted on it; or None.
     """
 
     def __init__(
@@ -63,14 +69,17 @@ class Images(Dataset[tuple["Tensor", int]]):
         labels: NDArray[np.int64],
         strata: Sequence[str] | NDArray[np.str_],
         rows: NDArray[np.int64] | None = None,
+        targets: NDArray[np.float32] | None = None,
     ) -> None:
         self._squares = squares  # uint8, shape (M, side, side), maybe memory-mapped
         self._rows = np.arange(len(labels)) if rows is None else rows
-        self.labels, self.strata = labels, np.array(strata)
+        self.labels, self.strata, self.targets = labels, np.array(strata), targets
+        self.features: NDArray[np.float32] | None = None
 
     def chosen(self, index: NDArray[np.int64]) -> Images:
         """Some of the images, in the order of `index`."""
-        return Images(self._squares, self.labels[index], self.strata[index], self._rows[index])
+        targets = None if self.targets is None else self.targets[index]
+        return Images(self._squares, self.labels[index], self.strata[index], self._rows[index], targets)
 
     def squares(self, index: NDArray[np.int64]) -> Tensor:
         """Some of the squares: uint8, shape (N, side, side)."""
@@ -79,8 +88,9 @@ class Images(Dataset[tuple["Tensor", int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.from_numpy(np.array(self._squares[self._rows[index]])), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        target = int(self.labels[index]) if self.targets is None else self.targets[index]
+        return torch.from_numpy(np.array(self._squares[self._rows[index]])), target
 
 
 class Training(lightning.LightningModule):
@@ -247,7 +257,7 @@ def fit(
     with quiet():
         trainer = lightning.Trainer(
             **place(device),
-            precision=PRECISION,
+            precision=precision(torch_device(device)),
             max_epochs=recipe.epochs,
             accumulate_grad_batches=recipe.accumulate,
             callbacks=callbacks,
@@ -302,6 +312,19 @@ def place(device: str) -> dict[str, Any]:
 def torch_device(device: str) -> torch.device:
     """The one device that scores are computed on."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+@cache
+def precision(device: torch.device) -> Literal["bf16-mixed", "32-true"]:
+    """What is trained in: mixed with bfloat16, but in full where a processor would have to emulate that.
+
+    There it is some fourteen times as slow as float32.
+    """
+    if device.type == "cuda":
+        return "bf16-mixed"
+    cpuinfo = Path("/proc/cpuinfo")
+    known = set(cpuinfo.read_text(encoding="ascii", errors="replace").split()) if cpuinfo.is_file() else set()
+    return "bf16-mixed" if known & _BFLOAT16 else "32-true"
 
 
 def freeze(network: Network, trainable: tuple[str, ...]) -> None:

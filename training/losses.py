@@ -35,6 +35,29 @@ def zhang() -> Loss:
     return loss
 
 
+def zhang_hierarchy(normal: int = 0, covid19: int = 3) -> Loss:
+    """The anomaly head tells abnormal from normal, the classification head COVID-19 among the abnormal.
+
+    Parameters
+    ----------
+    normal, covid19
+        The labels of these classes; all others are other diseases.
+    """
+
+    def loss(outputs: Scores, _inputs: Tensor, labels: Tensor) -> Tensor:
+        abnormal = labels != normal
+        parts = []
+        if outputs.classification is not None:
+            among = outputs.classification.float()[abnormal]
+            each = classification_loss(among, (labels[abnormal] == covid19).float()) if len(among) else among.sum()
+            parts.append(each)
+        if outputs.anomaly is not None:
+            parts.append(deviation_loss(outputs.anomaly.float(), abnormal.float()))
+        return torch.stack(parts).sum()
+
+    return loss
+
+
 def cross_entropy(class_weights: Sequence[float] = (), smoothing: float = 0.0, smoothing_form: str = "library") -> Loss:
     """Mean cross-entropy of logits of shape (N, classes).
 
@@ -77,8 +100,19 @@ def reconstruction() -> Loss:
     return loss
 
 
+def imitation() -> Loss:
+    """Mean squared error between what the network says and what its teacher says, both of shape (N, values)."""
+
+    def loss(outputs: Tensor, _inputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs.float(), targets)
+
+    return loss
+
+
 LOSSES: dict[str, Callable[..., Loss]] = {
     "zhang": zhang,
+    "zhang_hierarchy": zhang_hierarchy,
     "cross_entropy": cross_entropy,
     "reconstruction": reconstruction,
+    "imitation": imitation,
 }

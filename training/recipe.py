@@ -61,12 +61,14 @@ class Recipe:
         Name in `training.models.registry.NETWORKS` and its keyword arguments, as in a bundle's manifest.
     classes
         The classes in the order of the labels 0, 1, ... of the data set.
-    resize, crop, standardise
+    resize, crop, standardise, resolution
         Of `training.models.preprocess.Preprocess`.
     loss, loss_options
         Name in `training.losses.LOSSES` and its keyword arguments.
     optimiser, optimiser_options
         ``adam``, ``adamw``, ``sgd``, ``nadam``, and keyword arguments of torch's class but the learning rate.
+    epochs
+        0 where nothing but `finish` trains.
     schedule, schedule_options
         Name in `training.schedules.SCHEDULES`, which gives the factor of `learning_rate`, and its keyword arguments.
     batch, accumulate
@@ -87,14 +89,21 @@ class Recipe:
         stage in `pretraining`), or a file that an earlier pretraining wrote.
     pretraining
         Basu's first stage: the recipe (classes ``normal`` and ``diseased``) that makes the backbone's weights.
+    teacher
+        Of a pretraining without labels: the EfficientNet-Lite, frozen at its ImageNet weights, whose pooled values of
+        each image the network learns to give; empty where there are labels.
     cache_features
         Draw each image's augmentation once and compute the frozen part once; needs `trainable` to be the last layer.
     keep
         ``last`` epoch, or ``best validation accuracy``.
-    finish
-        Name in `training.finishing.FINISHING` of what is fitted after the last epoch, or empty.
+    finish, finish_options
+        Name in `training.finishing.FINISHING` of what is fitted after the last epoch, or empty; its keyword arguments.
     score
         The score of the network that answers "COVID-19?", larger is likelier.
+    given
+        The score that answers "if it is abnormal, is it COVID-19?"; empty where the network has none but `score`.
+    abnormal
+        The score that answers "is it abnormal?"; empty where it is that of pneumonia against normal, or there is none.
     """
 
     paper: str
@@ -112,6 +121,7 @@ class Recipe:
     optimiser: str
     options: Mapping[str, Any] = field(default_factory=dict)
     standardise: str = "per image"
+    resolution: int = 0
     loss_options: Mapping[str, Any] = field(default_factory=dict)
     optimiser_options: Mapping[str, Any] = field(default_factory=dict)
     schedule: str = "constant"
@@ -125,9 +135,13 @@ class Recipe:
     augmentation: Augmentation = Augmentation()
     weights: str = "none"
     pretraining: Recipe | None = None
+    teacher: str = ""
     cache_features: bool = False
     keep: str = KEEP_LAST
+    given: str = ""
+    abnormal: str = ""
     finish: str = ""
+    finish_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 20
 
     def __post_init__(self) -> None:
@@ -136,8 +150,9 @@ class Recipe:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not known; known: {', '.join(known)}")
         for name in ("epochs", "batch", "accumulate", "resize", "crop"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: at least 1 is needed")
+            least = 0 if name == "epochs" and self.finish else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: at least {least} is needed")
         if self.cache_features and (self.images_per_epoch or self.balance != NO_BALANCE):
             raise ValueError("cached features are gone through whole: images_per_epoch and balance do not apply")
 

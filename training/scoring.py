@@ -28,7 +28,7 @@ _BATCH = 16
 
 def transform_of(recipe: Recipe) -> Preprocess:
     """The transform from an image to the input of the recipe's network."""
-    return Preprocess(recipe.resize, recipe.crop, recipe.standardise)
+    return Preprocess(recipe.resize, recipe.crop, recipe.standardise, recipe.resolution)
 
 
 def load_network(experiment: Path, run: str) -> Network:

@@ -12,10 +12,19 @@ import torch
 
 from training.evaluation.wording import duration
 from training.experiment import plan, pretraining_set, validation_part
-from training.fit import OPTIMISERS, Images, Training, expanded, frozen_features, keep_frozen_statistics, torch_device
+from training.fit import (
+    OPTIMISERS,
+    Images,
+    Training,
+    expanded,
+    frozen_features,
+    keep_frozen_statistics,
+    precision,
+    torch_device,
+)
 from training.models.registry import build
 from training.papers import PAPERS
-from training.papers.assembly import PROFILES
+from training.papers.assembly import REPRODUCING
 from training.train import hardware
 
 if TYPE_CHECKING:
@@ -48,7 +57,7 @@ def timings(pictures: Sequence[Picture], device: str = "auto", steps: int = 2) -
     for name, paper in PAPERS.items():
         seconds[name] = {variant: {} for variant in paper.variants}
         for variant in paper.variants:
-            for profile in PROFILES:
+            for profile in REPRODUCING:
                 recipe = paper.recipe(variant, profile)
                 data, runs = plan(paper, recipe, pictures, "paper", "covid19")
                 whole = _seconds(recipe, data, [run.train for run in runs], device, steps)
@@ -90,7 +99,8 @@ def seconds_an_image(recipe: Recipe, device: str, steps: int = 2) -> tuple[float
     labels = torch.from_numpy(images.labels).to(place)
 
     def step() -> None:
-        with torch.autocast(place.type, torch.bfloat16), warnings.catch_warnings():
+        mixed = precision(place) == "bf16-mixed"
+        with torch.autocast(place.type, torch.bfloat16, enabled=mixed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*trainer.*not registered")  # there is nobody to log to
             torch.autograd.backward(training.training_step([given, labels], 0))
         optimiser.step()

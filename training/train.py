@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import platform
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -25,14 +27,16 @@ from training.experiment import (
     for_task,
     plan,
     pretraining_set,
+    untested,
     validation_part,
 )
 from training.finishing import FINISHING
-from training.fit import LAST, OPTIMISERS, PRECISION, Images, fit, identity, place, torch_device
+from training.fit import LAST, OPTIMISERS, Images, fit, identity, place, precision, torch_device
+from training.frozen import lessons, pooled_features
 from training.losses import LOSSES
 from training.models.backbones import starting_weights
 from training.models.registry import build
-from training.papers import PAPERS
+from training.papers import PAPERS, robust
 from training.recipe import BEST_VALIDATION_ACCURACY, KEEP_LAST
 from training.schedules import SCHEDULES
 from training.scoring import round_to_half, score_pictures, transform_of
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.data.manifest import Picture
+    from training.models.network import Network
     from training.papers.paper import DataSet, Run
     from training.recipe import Recipe
 
@@ -99,7 +104,7 @@ def train(
                 f"keep {recipe.keep!r}: run {run.name} has no validation images; set keep to {KEEP_LAST!r}"
             )
     stock = _Stock(pictures, workdir, device, progress=progress)
-    stock.unreadable(data_set, recipe.resize)  # refuses before anything is made
+    stock.unreadable(data_set, recipe)  # refuses before anything is made
     experiment.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
@@ -126,7 +131,7 @@ def train(
         "data": {
             "manifest_sha256": manifest_sha256(data),
             "images": records.counts(f"{picture.source}/{picture.finding}" for picture in data_set.pictures),
-            "skipped": stock.unreadable(data_set, recipe.resize),
+            "skipped": stock.unreadable(data_set, recipe),
         },
         "runs": figures,
         "seed": recipe.seed,
@@ -153,6 +158,11 @@ def check(recipe: Recipe) -> None:
     for name, known in named:
         if getattr(recipe, name) not in known:
             raise ValueError(f"{name} {getattr(recipe, name)!r} is not known; known: {', '.join(filter(None, known))}")
+    if recipe.finish:
+        try:
+            inspect.signature(FINISHING[recipe.finish]).bind(None, recipe, None, 0, **recipe.finish_options)
+        except TypeError as error:
+            raise ValueError(f"finish_options do not fit finish {recipe.finish!r}: {error}") from error
     a_parameter = [torch.nn.Parameter(torch.zeros(1))]
     for name, make in (
         ("optimiser", lambda options: OPTIMISERS[recipe.optimiser](a_parameter, lr=recipe.learning_rate, **options)),
@@ -196,23 +206,44 @@ class _Stock:
     def __init__(self, pictures: Sequence[Picture], workdir: Path, device: str, *, progress: bool) -> None:
         self.pictures, self.workdir, self.device, self.progress = pictures, workdir, device, progress
 
-    def images(self, data: DataSet, index: NDArray[np.int64], side: int) -> Images:
-        """The readable ones of the images, as training uses them."""
-        squares, readable = load_squares(data.pictures, side, self.workdir / "squares")
+    def images(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> Images:
+        """The readable ones of the images, as the recipe's training uses them."""
+        squares, readable = self._squares(data, recipe)
         strata = [f"{p.source}/{data.classes[label]}" for p, label in zip(data.pictures, data.labels, strict=True)]
         return Images(squares, data.labels, strata).chosen(index[readable[index]])
 
-    def readable(self, data: DataSet, index: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    def readable(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[np.int64]:
         """Those of the indices whose images can be read."""
-        return index[load_squares(data.pictures, side, self.workdir / "squares")[1][index]]
+        return index[self._squares(data, recipe)[1][index]]
 
-    def unreadable(self, data: DataSet, side: int) -> int:
+    def unreadable(self, data: DataSet, recipe: Recipe) -> int:
         """How many of the images cannot be read."""
-        return int((~load_squares(data.pictures, side, self.workdir / "squares")[1]).sum())
+        return int((~self._squares(data, recipe)[1]).sum())
+
+    def _squares(self, data: DataSet, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        return load_squares(data.pictures, recipe.resize, self.workdir / "squares", recipe.resolution)
+
+    def frozen(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[np.float32]:
+        """What the recipe's frozen layers make of the readable ones of the images and their mirror images."""
+        known = [picture for picture in self.pictures if picture.frontal and picture.split != "external"]
+        place = {picture.image_id: i for i, picture in enumerate(known)}
+        rows = [place[data.pictures[i].image_id] for i in self.readable(data, index, recipe)]
+        return pooled_features(recipe, known, self.workdir)[rows]
+
+    def _taught(self, data: DataSet, recipe: Recipe, network: Network) -> Images:
+        """All of the images with what the recipe's teacher says of each, in as many values as the network gives."""
+        images = self.images(data, np.arange(len(data.labels)), recipe)
+        teacher = PAPERS["minaee"].recipe(recipe.teacher, robust.PROFILE)
+        features = self.frozen(data, np.arange(len(data.labels)), teacher)
+        images.targets = lessons(features, len(network.score_names) // 2, recipe.seed)
+        return images
 
     def backbone(self, recipe: Recipe, tested: Sequence[Picture], seed: int) -> Path:
         """File of a backbone trained by Basu's first stage on images of no patient that is tested; made once."""
-        data = pretraining_set(self.pictures, tested)
+        if recipe.teacher:
+            data = untested(self.pictures, tested, recipe.classes)
+        else:
+            data = pretraining_set(self.pictures, tested)
         what = records.plain(recipe.but(paper="", variant="", profile=""))
         names = sorted(picture.image_id for picture in data.pictures)
         digest = hashlib.sha256(json.dumps([what, names, seed], sort_keys=True).encode()).hexdigest()[:16]
@@ -224,13 +255,18 @@ class _Stock:
                 return file
             torch.manual_seed(seed)
             network = build(recipe.architecture, recipe.options)
-            trained, held = validation_part(data, seed)
+            if recipe.teacher:
+                trained, validation = np.arange(len(data.labels)), None
+                images = self._taught(data, recipe, network)
+            else:
+                trained, held = validation_part(data, seed)
+                images, validation = self.images(data, trained, recipe), self.images(data, held, recipe)
             figures = fit(
                 network,
                 recipe,
-                self.images(data, trained, recipe.resize),
+                images,
                 folder,
-                validation=self.images(data, held, recipe.resize),
+                validation=validation,
                 seed=seed,
                 device=self.device,
                 progress=self.progress,
@@ -268,24 +304,30 @@ def _one(
     starting_weights(weights, network)
     wanted = [recipe.classes.index(name) for name in recipe.train_on or recipe.classes]
     trained = run.train[np.isin(data.labels[run.train], wanted)]
-    images = stock.images(data, trained, recipe.resize)
-    test = stock.readable(data, run.test, recipe.resize)
-    validation = stock.images(data, run.validation, recipe.resize) if len(run.validation) else None
-    figures |= fit(
-        network,
-        recipe,
-        images,
-        folder,
-        validation=validation,
-        seed=seed,
-        data=_digest(data, run),
-        device=stock.device,
-        progress=stock.progress,
-    )
+    images = stock.images(data, trained, recipe)
+    test = stock.readable(data, run.test, recipe)
+    validation = stock.images(data, run.validation, recipe) if len(run.validation) else None
+    if recipe.epochs:
+        figures |= fit(
+            network,
+            recipe,
+            images,
+            folder,
+            validation=validation,
+            seed=seed,
+            data=_digest(data, run),
+            device=stock.device,
+            progress=stock.progress,
+        )
+    if recipe.finish == "last_layer":
+        images.features = stock.frozen(data, trained, recipe)
+    began = time.monotonic()
     if recipe.finish:
-        FINISHING[recipe.finish](network, recipe, images, seed)
+        FINISHING[recipe.finish](network, recipe, images, seed, **recipe.finish_options)
+    figures["seconds"] = figures.get("seconds", 0) + time.monotonic() - began
     _save(round_to_half(network).state_dict(), folder / records.WEIGHTS)
     figures |= {
+        "epochs": recipe.epochs,
         "train": len(images.labels),
         "test": len(test),
         "train_by_class": records.counts(recipe.classes[label] for label in images.labels),
@@ -342,7 +384,7 @@ def hardware(device: str) -> str:
     """What a training ran on, and in which precision."""
     place_of = torch_device(device)
     name = torch.cuda.get_device_name(place_of) if place_of.type == "cuda" else _cores()
-    return f"{name}, {PRECISION}"
+    return f"{name}, {precision(place_of)}"
 
 
 def _cores() -> str:

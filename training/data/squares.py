@@ -64,13 +64,13 @@ def _is_dicom(path: Path) -> bool:
 
 
 def load_squares(
-    pictures: Sequence[Picture], side: int, cache: Path | None = None
+    pictures: Sequence[Picture], side: int, cache: Path | None = None, resolution: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """All pictures as squares, and which of them could be read; those that could not are black, and named in the log.
 
     Parameters
     ----------
-    side
+    side, resolution
         Of the squares, in pixels; `training.models.preprocess.square` draws them.
     cache
         Folder where they are kept and found again, memory-mapped, until an image or the transform changes.
@@ -85,11 +85,11 @@ def load_squares(
         More than `LARGEST_UNREADABLE` of the pictures cannot be read; the message names the first.
     """
     shape = (len(pictures), side, side)
-    draw = partial(drawn_square, side=side)
+    draw = partial(drawn_square, side=side, resolution=resolution)
     if cache is None or not pictures:
         squares = np.zeros(shape, dtype=np.uint8)
         return squares, decode(pictures, draw, squares)
-    kept = cache / f"{_key(pictures, side)}.npy"
+    kept = cache / f"{_key(pictures, side, resolution)}.npy"
     mask = kept.with_suffix(".readable.npy")
     cache.mkdir(parents=True, exist_ok=True)
     with alone(kept.with_suffix(".lock")):
@@ -152,17 +152,17 @@ def decode(
     return np.array([not reason for reason in reasons], dtype=np.bool_)
 
 
-def drawn_square(image: NDArray[np.float32], side: int) -> NDArray[np.uint8]:
+def drawn_square(image: NDArray[np.float32], side: int, resolution: int = 0) -> NDArray[np.uint8]:
     """The image as a square of bytes, shape (side, side)."""
-    return (square(image, side)[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return (square(image, side, resolution)[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def _key(pictures: Sequence[Picture], side: int) -> str:
+def _key(pictures: Sequence[Picture], side: int, resolution: int) -> str:
     """A digest of everything that the squares depend on."""
     images = [
         [picture.image_id, picture.sha256 or str(picture.path.absolute()), _state(picture)] for picture in pictures
     ]
-    return hashlib.sha256(json.dumps([_code(), side, images]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([_code(), side, resolution, images]).encode()).hexdigest()[:32]
 
 
 def _state(picture: Picture) -> list[int]:

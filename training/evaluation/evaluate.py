@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.data.manifest import manifest_sha256, read_manifest
 from training.evaluation import statistics, tested
@@ -20,12 +18,14 @@ from training.evaluation.rows import rows_of
 from training.evaluation.tasks import (
     CHILDREN,
     COVID19,
+    NORMAL,
     PNEUMONIA,
     combined,
     covid19_tasks,
     own_task,
     pneumonia_tasks,
     scored,
+    together,
 )
 from training.evaluation.wording import profile
 from training.experiment import FINAL
@@ -105,7 +105,7 @@ def evaluate(
             raise ValueError(f"{folder} was trained by another manifest than {data}: its folds are not known here")
     forests = NoLungForests()
     found: dict[str, Experiment] = {}
-    members: dict[str, tuple[Scored, Scored | None]] = {}
+    members: dict[str, Member] = {}
     for name, folder in zip(names, experiments, strict=True):
         log.info("evaluating %s", name)
         found[name], member = _experiment(folder, data, by_id, forests, heatmap_images, resamples)
@@ -141,7 +141,7 @@ def _experiment(
     forests: NoLungForests,
     heatmap_images: int,
     resamples: int,
-) -> tuple[Experiment, tuple[Scored, Scored | None] | None]:
+) -> tuple[Experiment, Member | None]:
     """All about one experiment, and what it gives to a combination."""
     record = read_record(folder)
     recipe = recipe_of(record)
@@ -161,9 +161,11 @@ def _experiment(
     member = _member(rows, recipe, record["task"], pictures)
     if member is not None:
         found["tasks"] |= (
-            covid19_tasks(*member, forests, resamples) if with_folds else own_task(member[0], forests, resamples)
+            covid19_tasks(member.out_of_fold, member.final, forests, resamples, member.given)
+            if with_folds
+            else own_task(member.out_of_fold, forests, resamples)
         )
-        asked = member[0].those(lambda picture: picture.finding in (COVID19, PNEUMONIA))
+        asked = member.out_of_fold.those(lambda picture: picture.finding in (COVID19, PNEUMONIA))
         place = data if data.is_dir() else data.parent
         found["lungs"] = lungs(folder, recipe, asked, place, heatmap_images=heatmap_images, resamples=resamples)
     if with_folds:
@@ -173,23 +175,35 @@ def _experiment(
     return found, member if with_folds else None
 
 
-def _member(
-    rows: Rows, recipe: Recipe, task: str, pictures: Mapping[str, Picture]
-) -> tuple[Scored, Scored | None] | None:
-    """The scores that answer "COVID-19?", out of fold and of the run `final`; None where it is not asked."""
-    is_final = rows.runs == FINAL
-    out_of_fold = scored(rows.chosen(~is_final), recipe, task, pictures)
+class Member(NamedTuple):
+    """What an experiment gives to a combination: its scores of three questions, out of fold and of the run `final`."""
+
+    out_of_fold: Scored
+    final: Scored | None
+    given: Scored | None
+    pneumonia: Scored | None
+
+
+def _member(rows: Rows, recipe: Recipe, task: str, pictures: Mapping[str, Picture]) -> Member | None:
+    """None where it is not asked about COVID-19."""
+    last, others = rows.chosen(rows.runs == FINAL), rows.chosen(rows.runs != FINAL)
+    out_of_fold = scored(others, recipe, task, pictures)
     if out_of_fold is None:
         return None
-    return out_of_fold, scored(rows.chosen(is_final), recipe, task, pictures) if np.any(is_final) else None
+    final = scored(last, recipe, task, pictures) if len(last) else None
+    given = scored(others, recipe, task, pictures, COVID19, PNEUMONIA)
+    return Member(out_of_fold, final, given, scored(others, recipe, task, pictures, PNEUMONIA))
 
 
-def _combination(
-    members: Mapping[str, tuple[Scored, Scored | None]], forests: NoLungForests, resamples: int
-) -> Combination:
-    out_of_fold, final = combined(list(members.values()))
+def _combination(members: Mapping[str, Member], forests: NoLungForests, resamples: int) -> Combination:
+    out_of_fold, final = combined([(member.out_of_fold, member.final) for member in members.values()])
+    given = [member.given for member in members.values() if member.given is not None]
+    tasks = covid19_tasks(out_of_fold, final, forests, resamples, together(given, COVID19, PNEUMONIA))
+    pneumonia = [member.pneumonia for member in members.values() if member.pneumonia is not None]
+    if pneumonia:
+        tasks |= pneumonia_tasks(together(pneumonia, PNEUMONIA, NORMAL), forests, resamples)
     return {
         "members": list(members),
         "images": len(out_of_fold),
-        "tasks": covid19_tasks(out_of_fold, final, forests, resamples),
+        "tasks": tasks,
     }

@@ -25,6 +25,7 @@ from training.data.squares import pixels_of
 from training.evaluation import statistics
 from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.randomisation import Randomisation, heatmaps
+from training.evaluation.rows import answer
 from training.models.preprocess import square
 from training.scoring import load_network, score_images, transform_of
 
@@ -152,7 +153,7 @@ def lungs(
             pixels, inside = pixels_of(picture), outlined[picture.image_id].inside
             made = variants(pixels, inside)
             for name, row in zip(made, score_images(network, transform, made.values()), strict=True):
-                scores[name][index] = _score(row, recipe.score)
+                scores[name][index] = answer(row, recipe.given or recipe.score)
             if index in drawn:
                 for name, heatmap in heatmaps(network, transform(pixels)).items():
                     energies.add(name, heatmap, lung_share(inside, transform, heatmap.shape), int(groups[index]))
@@ -176,10 +177,6 @@ def lungs(
         "energy": energies.figures(resamples),
         "randomisation": randomisation.figures(resamples),
     }
-
-
-def _score(row: dict[str, float], name: str) -> float:
-    return -row[name.removeprefix("-")] if name.startswith("-") else row[name]
 
 
 class _Energies:

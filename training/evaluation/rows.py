@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, log_expit
 
 from training.data.splits import groups_of
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.data.manifest import Picture
+
+
+_BETWEEN = re.compile(r"p_(\w+) / \(p_\1 \+ p_(\w+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +64,8 @@ class Rows:
         )
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """A score; `-name` is the score turned, for one that is larger where nothing is wrong.
-
-        Raises
-        ------
-        ValueError
-            Where the network gives no such score.
-        """
-        found = self.scores.get(name.removeprefix("-"))
-        if found is None:
-            raise ValueError(f"there is no score {name!r}; the scores are {', '.join(self.scores)}")
-        return -found if name.startswith("-") else found
+        """`answer` of the rows' scores."""
+        return np.asarray(answer(self.scores, name))
 
     def is_class(self, name: str) -> NDArray[np.bool_]:
         """Whether each row is of the class; none is of a class that the experiment has not."""
@@ -88,6 +84,26 @@ class Rows:
         if any(name not in self.scores for name in names):
             return None
         return np.stack([self.scores[name] for name in names], axis=1)
+
+
+def answer(scores: Mapping[str, Any], name: str) -> Any:
+    """A score of a network, or what is made of its scores.
+
+    ``-name`` is the score turned, for one that is larger where nothing is wrong. ``p_a / (p_a + p_b)`` is the
+    probability of a where it is one of the two.
+
+    Raises
+    ------
+    ValueError
+        Where the network gives no such score.
+    """
+    named = _BETWEEN.fullmatch(name)
+    wanted = [f"logit_{part}" for part in named.groups()] if named else [name.removeprefix("-")]
+    if unknown := [one for one in wanted if one not in scores]:
+        raise ValueError(f"there is no score {unknown[0]!r}; the scores are {', '.join(scores)}")
+    if named:
+        return expit(log_expit(scores[wanted[0]]) - log_expit(scores[wanted[1]]))
+    return -scores[wanted[0]] if name.startswith("-") else scores[wanted[0]]
 
 
 def rows_of(

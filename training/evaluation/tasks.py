@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from scipy.special import expit, log_expit
+from scipy.special import expit, logit
 
 from training.data.splits import fold_of, groups_of
 from training.evaluation import statistics
@@ -41,6 +41,8 @@ LEAST_IMAGES = 20
 CHILDREN = ("kermany",)
 NOT_STATED = "not stated"
 _SEED = 20
+_EPSILON = 1e-12
+_PNEUMONIA_OR_NORMAL = "p_pneumonia / (p_pneumonia + p_normal)"
 AGES = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (200, "60 and over"))
 
 
@@ -106,25 +108,40 @@ class Forests(Protocol):
 
 
 def scored(
-    rows: Rows, recipe: Recipe, task: str, pictures: Mapping[str, Picture], positive: str = COVID19
+    rows: Rows,
+    recipe: Recipe,
+    task: str,
+    pictures: Mapping[str, Picture],
+    positive: str = COVID19,
+    negative: str = NORMAL,
 ) -> Scored | None:
     """The score of each row that answers "`positive`?"; None where the network is not asked that.
 
-    "COVID-19?" is the recipe's own score. "Pneumonia?" (against normal) is the recipe's own score where that is the
-    experiment's `task`, or where the network was trained on one class and so tells anomalies of any kind; else
+    "COVID-19?" is the recipe's own score; "COVID-19 or other pneumonia?" its `given`, where it has one. "Pneumonia?"
+    (against normal) is the recipe's own score where that is the experiment's `task`, or where the network was trained
+    on one class and so tells anomalies of any kind; its `abnormal`, where it has one; else
     ``p_pneumonia / (p_pneumonia + p_normal)`` where the network gives both.
     """
-    shown = tuple(pictures[image] for image in rows.images.tolist())
-    if positive == task or (task == COVID19 and recipe.train_on):
-        name = recipe.score
-        odds = name.replace("p_", "logit_", 1)
-        outputs = rows.column(odds if name.startswith("p_") and odds in rows.scores else name)
-        return Scored(shown, name, rows.column(name), outputs, rows.runs)
-    logits = [rows.scores.get(f"logit_{label}") for label in (PNEUMONIA, NORMAL)]
-    if positive != PNEUMONIA or logits[0] is None or logits[1] is None:
+    name = recipe.score
+    if positive == COVID19 and negative == PNEUMONIA:
+        name = recipe.given or name
+    elif positive == PNEUMONIA and task == COVID19 and not recipe.train_on:
+        name = recipe.abnormal or _PNEUMONIA_OR_NORMAL
+    if positive != task and task != COVID19:
         return None
-    outputs = log_expit(logits[0]) - log_expit(logits[1])
-    return Scored(shown, "p_pneumonia / (p_pneumonia + p_normal)", expit(outputs), outputs, rows.runs)
+    if name == _PNEUMONIA_OR_NORMAL and not {"p_pneumonia", "p_normal"} <= set(rows.scores):
+        return None
+    shown = tuple(pictures[image] for image in rows.images.tolist())
+    scores = rows.column(name)
+    return Scored(shown, name, scores, _outputs(rows, name, scores), rows.runs)
+
+
+def _outputs(rows: Rows, name: str, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The log-odds where the score is a probability that they are known of, else the score."""
+    odds = name.replace("p_", "logit_", 1)
+    if name.startswith("p_") and odds in rows.scores:
+        return rows.column(odds)
+    return logit(scores.clip(_EPSILON, 1 - _EPSILON)) if " / " in name else scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +174,11 @@ def learnt(asked: Scored, fit: Scored, positive: str, learnt_on: str) -> Applied
 
 
 def covid19_tasks(
-    out_of_fold: Scored, final: Scored | None, forests: Forests | None = None, resamples: int = RESAMPLES
+    out_of_fold: Scored,
+    final: Scored | None,
+    forests: Forests | None = None,
+    resamples: int = RESAMPLES,
+    given: Scored | None = None,
 ) -> dict[str, Task]:
     """COVID-19 against other pneumonia within a source, against the rest by source and pooled, and on `external`.
 
@@ -167,8 +188,10 @@ def covid19_tasks(
         Each image once, scored by the fold network that never saw it.
     final
         The images of `val` and `external`, scored by the network trained on `train`.
+    given
+        The images of `out_of_fold` with the score that tells COVID-19 from other pneumonia, where that is another.
     """
-    found = dict(_within(out_of_fold, COVID19, PNEUMONIA, forests, resamples))
+    found = dict(within_sources(given or out_of_fold, COVID19, PNEUMONIA, forests, resamples))
     adults = out_of_fold.those(lambda picture: picture.source not in CHILDREN)
     adults = adults if len(adults) else out_of_fold
     for where, asked in _by_source(out_of_fold):
@@ -217,10 +240,10 @@ def _drawn_folds(images: Scored) -> NDArray[np.str_]:
 
 def pneumonia_tasks(out_of_fold: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
     """Pneumonia against normal within each source that holds both."""
-    return dict(_within(out_of_fold, PNEUMONIA, NORMAL, forests, resamples))
+    return dict(within_sources(out_of_fold, PNEUMONIA, NORMAL, forests, resamples))
 
 
-def _within(
+def within_sources(
     out_of_fold: Scored, positive: str, negative: str, forests: Forests | None, resamples: int
 ) -> Iterator[tuple[str, Task]]:
     """One finding against another in each source that has enough of both; COVID-19 on PA images alone too."""
@@ -363,19 +386,37 @@ def combined(members: Sequence[tuple[Scored, Scored | None]]) -> tuple[Scored, S
     out_of_folds = [out_of_fold for out_of_fold, _ in members]
     finals = [final for _, final in members if final is not None]
     whole = len(finals) == len(members)
-    return _mean(out_of_folds, out_of_folds), _mean(finals, out_of_folds) if whole else None
+    adults = [
+        one.those(lambda picture: picture.split == "train" and picture.source not in CHILDREN) for one in out_of_folds
+    ]
+    return _mean(out_of_folds, adults), _mean(finals, adults) if whole else None
 
 
-def _mean(asked: Sequence[Scored], fits: Sequence[Scored]) -> Scored:
+def together(members: Sequence[Scored], positive: str, negative: str) -> Scored:
+    """The mean of the networks' logits, each calibrated on the other folds' `both_answers`."""
+    asked = [both_answers(member, positive, negative) for member in members]
+    return _mean(asked, asked, positive)
+
+
+def both_answers(asked: Scored, positive: str, negative: str) -> Scored:
+    """The images with either finding, of collections that hold both.
+
+    Where a collection holds one of them only, telling collections apart would count.
+    """
+    asked = asked.those(lambda picture: picture.finding in (positive, negative))
+    kinds = {(picture.source, picture.finding) for picture in asked.pictures}
+    return asked.those(lambda picture: {(picture.source, positive), (picture.source, negative)} <= kinds)
+
+
+def _mean(asked: Sequence[Scored], fits: Sequence[Scored], positive: str = COVID19) -> Scored:
     """Mean calibrated logit of each image that all of `asked` have scored, calibrated on `fits`."""
     shared = set.intersection(*({picture.image_id for picture in member.pictures} for member in asked))
     shown = asked[0].those(lambda picture: picture.image_id in shared)
     each = []
     for member, fit in zip(asked, fits, strict=True):
-        adults = fit.those(lambda picture: picture.split == "train" and picture.source not in CHILDREN)
-        applied = learnt(member, adults, COVID19, "")
+        applied = learnt(member, fit, positive, "")
         if applied is None:
-            raise ValueError("the scores cannot be calibrated: a fold leaves adults of one class only in split train")
+            raise ValueError("the scores cannot be calibrated: a fold leaves images of one class only")
         place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
         each.append(applied.logits[[place[picture.image_id] for picture in shown.pictures]])
     logits = np.mean(each, axis=0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from training.evaluation.shape import Baseline, Figure, OfRuns
+    from training.evaluation.shape import Baseline, Figure, OfRuns, Task
 
 NOTHING = "–"
 DISCLAIMER = "Research and decision support; no clinical validity was measured."
@@ -105,6 +105,16 @@ def profile(record: Mapping[str, Any]) -> str:
     """The profile of an experiment: ``small profile``, and whether this training changed it."""
     changed = any(text.startswith(CHANGED) for text in record["differences"][-1:])
     return f"{record['profile']} profile{', changed' if changed else ''}"
+
+
+def probed(tasks: Mapping[str, Task]) -> str:
+    """A line for each question: the AUC, that of the best forest that sees no lung, and the difference."""
+    lines = []
+    for name, task in tasks.items():
+        best = best_baseline(task["baselines"])
+        beside = f"; no lung {interval(best['auc'])}, difference {difference(best['difference'])}" if best else ""
+        lines.append(f"{name}: AUC {interval(task['figures']['auc'])}{beside}")
+    return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:

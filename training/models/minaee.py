@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from training.models.classifier import Classifier
 from training.models.efficientnet_lite import SIZES
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # The paper's, and those whose ImageNet weights come with a package.
 BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121", *SIZES)
 _AT_ONCE = 8
+_SMALLEST = 32  # pixels: one cell of the last map
 
 
 class Minaee2020(Classifier):
@@ -27,6 +29,10 @@ class Minaee2020(Classifier):
     occluder, stride
         N and S of the sliding square, as fractions of the image's side, 0 < stride <= occluder <= 1; the paper is
         silent on both.
+    levels, deviation
+        Blocks of an EfficientNet-Lite, counted from 0, of whose maps the last layer reads the mean and, if wanted, the
+        deviation of each channel; blocks after the last of them are left out. No levels, as in the paper: the mean of
+        the last map.
     """
 
     def __init__(
@@ -35,6 +41,9 @@ class Minaee2020(Classifier):
         classes: tuple[str, ...] = ("other", "covid19"),
         occluder: float = 0.25,
         stride: float = 0.125,
+        levels: tuple[int, ...] = (),
+        *,
+        deviation: bool = True,
     ) -> None:
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is not known; known: {', '.join(BACKBONES)}")
@@ -42,9 +51,34 @@ class Minaee2020(Classifier):
             raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
         super().__init__(backbone, classes)
         self.occluder, self.stride = occluder, stride
+        self.levels, self.deviation = tuple(levels), deviation
+        if self.levels:
+            self._read(self.levels)
+
+    def _read(self, levels: tuple[int, ...]) -> None:
+        """Cut the backbone after the last of the levels, and let the last layer read what is pooled of all."""
+        known = range(len(self.backbone.features)) if self.architecture in SIZES else range(0)
+        if sorted(set(levels)) != list(levels) or not set(levels) <= set(known):
+            of = f"0 to {known[-1]}, in order" if known else "none, as it is no EfficientNet-Lite"
+            raise ValueError(f"levels {', '.join(map(str, levels))}: {self.architecture} has {of}")
+        self.backbone.features = self.backbone.features[: levels[-1] + 1]
+        with torch.no_grad():
+            width = self.eval()._features(torch.zeros(1, 3, _SMALLEST, _SMALLEST)).shape[1]
+        self.train().backbone.classifier[1] = nn.Linear(width, len(self.classes))
+
+    def _features(self, x: Tensor) -> Tensor:
+        if not self.levels:
+            return super()._features(x)
+        found = []
+        for index, block in enumerate(self.backbone.features):
+            x = block(x)
+            if index in self.levels:
+                deviation, mean = torch.std_mean(x, dim=(2, 3), correction=0)
+                found += [mean, deviation] if self.deviation else [mean]
+        return torch.cat(found, dim=1)[:, :, None, None]
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
-        """`features`, the map in front of the last layer, and `input`, which occlusion needs."""
+        """`features`, the map (or its pooled values) in front of the last layer, and `input`, which occlusion needs."""
         return {"input": x, **super().embed(x)}
 
     @torch.no_grad()

@@ -18,19 +18,32 @@ if TYPE_CHECKING:
 # A picture of one grey would be divided by nothing; below this deviation (of a range of 1) there is no image.
 _LEAST_DEVIATION = 1e-4
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
-PER_IMAGE, IMAGENET, CENTRED, NONE = STANDARDISATIONS = ("per image", "imagenet", "centred", "none")
+_LEVELS = 256
+PER_IMAGE, IMAGENET, CENTRED, EQUALISED, NONE = STANDARDISATIONS = (
+    "per image", "imagenet", "centred", "equalised", "none",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Square resize with antialias to `resize`, centre crop to `crop` (pixels), standardisation."""
+    """Square resize with antialias to `resize`, centre crop to `crop` (pixels), standardisation.
+
+    Attributes
+    ----------
+    resolution
+        Side, in pixels, of a smaller square that the image is drawn to first: collections differ in their sharpness.
+        0 is none.
+    """
 
     resize: int
     crop: int
     standardise: str = PER_IMAGE
+    resolution: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a crop that does not lie in the middle of whole pixels."""
+        if not 0 <= self.resolution <= self.resize:
+            raise ValueError(f"resolution {self.resolution} is not from 0 to the {self.resize} pixels of resize")
         if not 0 < self.crop <= self.resize or (self.resize - self.crop) % 2:
             raise ValueError(f"crop {self.crop} does not lie centred in {self.resize} pixels")
         if self.standardise not in STANDARDISATIONS:
@@ -41,7 +54,8 @@ class Preprocess:
         """The transform that `to_manifest` described; anything else is a ValueError."""
         given = dict(preprocessing)
         how = str(given.get("standardise", ""))
-        transform = cls(int(given.get("resize", 0)), int(given.get("crop", 0)), how)
+        resize, crop, resolution = (int(given.get(name, 0)) for name in ("resize", "crop", "resolution"))
+        transform = cls(resize, crop, how, resolution)
         if given != transform.to_manifest():
             raise ValueError(f"preprocessing {given} is not known; this version knows {transform.to_manifest()}")
         return transform
@@ -54,6 +68,7 @@ class Preprocess:
             "interpolation": "bilinear, antialias",
             "crop": self.crop,
             "standardise": self.standardise,
+            **({"resolution": self.resolution} if self.resolution else {}),
         }
 
     @property
@@ -76,13 +91,19 @@ class Preprocess:
         """
         start = (self.resize - self.crop) // 2
         window = slice(start, start + self.crop)
-        return standardise(square(image, self.resize)[None, :, window, window], self.standardise)[0]
+        pixels = square(image, self.resize, self.resolution)
+        return standardise(pixels[None, :, window, window], self.standardise)[0]
 
 
-def square(image: NDArray[np.float32], side: int) -> Tensor:
-    """The image drawn to a square, shape (1, side, side); its aspect is not kept, as in the paper."""
+def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> Tensor:
+    """The image drawn to a square, shape (1, side, side), by way of one of `resolution` pixels where that is not 0.
+
+    Its aspect is not kept, as in the papers.
+    """
     pixels = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
-    return functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+    for size in (resolution, side) if resolution else (side,):
+        pixels = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return pixels[0]
 
 
 def standardise(pixels: Tensor, how: str) -> Tensor:
@@ -95,7 +116,8 @@ def standardise(pixels: Tensor, how: str) -> Tensor:
     how
         ``per image``: zero mean and unit deviation over each image, zeros where there is no contrast. ``imagenet``:
         three equal channels, by the mean and deviation of each channel of ImageNet. ``centred``: from -1 to 1, as
-        EfficientNet-Lite's weights expect. ``none``: as it is.
+        EfficientNet-Lite's weights expect. ``equalised``: each pixel's rank among the image's pixels, from -1 to 1
+        (histogram equalisation, 256 grey levels). ``none``: as it is.
     """
     if how == PER_IMAGE:
         deviation, mean = torch.std_mean(pixels.double(), dim=(-2, -1), correction=0, keepdim=True)
@@ -105,4 +127,16 @@ def standardise(pixels: Tensor, how: str) -> Tensor:
         return (pixels - mean) / deviation
     if how == CENTRED:
         return pixels * 2 - 1
+    if how == EQUALISED:
+        return _rank(pixels) * 2 - 1
     return pixels
+
+
+def _rank(pixels: Tensor) -> Tensor:
+    """The share of an image's pixels that are darker, half of the equally dark ones among them; from 0 to 1."""
+    count = len(pixels)
+    levels = (pixels * (_LEVELS - 1)).round().long().clamp(0, _LEVELS - 1).view(count, -1)
+    levels = levels + _LEVELS * torch.arange(count, device=pixels.device)[:, None]
+    each = torch.bincount(levels.flatten(), minlength=_LEVELS * count).view(count, _LEVELS)
+    below = (each.cumsum(dim=1) - each / 2) / levels.shape[1]
+    return below.flatten()[levels].view_as(pixels).float()

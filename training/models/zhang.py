@@ -41,7 +41,7 @@ class Head(nn.Sequential):
 
     def __init__(self, channels: int = 512) -> None:
         super().__init__(
-            nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(512, channels, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
@@ -55,11 +55,16 @@ class Zhang2020(Network):
     """ResNet-18 trunk with a classification head and an anomaly head of the same form; 15,998,930 parameters.
 
     With `heads` ``classification`` or ``anomaly`` it is one of the single-task networks of Fig. 3.
+
+    Parameters
+    ----------
+    channels
+        Of the heads' convolutions.
     """
 
     backbone_name = "resnet18"
 
-    def __init__(self, heads: str = "both") -> None:
+    def __init__(self, heads: str = "both", channels: int = 512) -> None:
         super().__init__()
         if heads not in SCORES_OF_HEADS:
             raise ValueError(f"heads {heads!r} are not known; known: {', '.join(SCORES_OF_HEADS)}")
@@ -68,7 +73,7 @@ class Zhang2020(Network):
         self.trunk = nn.Sequential()
         for name, stage in backbone.named_children():
             self.trunk.add_module(name, stage)
-        self.heads = nn.ModuleDict({name: Head() for name in Scores._fields if heads in ("both", name)})
+        self.heads = nn.ModuleDict({name: Head(channels) for name in Scores._fields if heads in ("both", name)})
         self.score_names = SCORES_OF_HEADS[heads]
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:

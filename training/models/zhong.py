@@ -25,9 +25,14 @@ class Zhong2020(Network):
 
     63,148,835 parameters. The pooling of whole maps is by their maximum, as in the author's code; the paper's text
     says average.
+
+    Parameters
+    ----------
+    dense
+        Neurons of the dense layers before the last.
     """
 
-    def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
+    def __init__(self, classes: tuple[str, ...] = CLASSES, dense: tuple[int, int] = (4096, 2048)) -> None:
         super().__init__()
         check_classes(classes)
         self.classes = tuple(classes)
@@ -36,13 +41,13 @@ class Zhong2020(Network):
         self.pool = nn.MaxPool2d(2)
         pooled = sum(channels[-1] for channels in _CHANNELS)
         self.dense = nn.Sequential(
-            nn.Linear(pooled + 128 * (SIDE // 8) ** 2, 4096),
+            nn.Linear(pooled + 128 * (SIDE // 8) ** 2, dense[0]),
             nn.ELU(),
             nn.Dropout(0.5),
-            nn.Linear(4096, 2048),
+            nn.Linear(*dense),
             nn.ELU(),
             nn.Dropout(0.4),
-            nn.Linear(2048, len(classes)),
+            nn.Linear(dense[1], len(classes)),
         )
         self.apply(_as_keras)
 

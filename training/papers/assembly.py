@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from training.data.manifest import Picture
 
-PROFILES = ("paper", "small")
+REPRODUCING = ("paper", "small")
+PROFILES = (*REPRODUCING, "robust")
 # Picks belong to the data set, not to a training: they do not change with the training's seed.
 PICK = 20
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from training.papers import robust
 from training.papers.assembly import (
     carries,
     check_known,
@@ -104,6 +105,8 @@ def recipe(variant: str, profile: str) -> Recipe:
         weights="pretraining",
         pretraining=first_stage("Basu2020", variant, profile),
     )
+    if profile == robust.PROFILE:
+        return robust.basu(paper, variant)
     if profile == "paper":
         return paper
     return paper.but(
@@ -260,6 +263,7 @@ PAPER = Paper(
     tables=TABLES,
     silent=SILENT,
     differences={
+        robust.PROFILE: robust.DIFFERENCES["basu"],
         "paper": _DATA,
         "small": (
             *_DATA,

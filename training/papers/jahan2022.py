@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.papers import robust
 from training.papers.assembly import check_known, data_set, held_out, of_sources, pick, pick_first, usable
 from training.papers.paper import DataSet, Measure, Paper, Published, Run, Table
 from training.recipe import Recipe
@@ -42,6 +43,8 @@ def recipe(variant: str, profile: str) -> Recipe:
         train_on=("normal",),
         finish="kernel_density",
     )
+    if profile == robust.PROFILE:
+        return robust.jahan(paper)
     return paper if profile == "paper" else paper.but(epochs=25, images_per_epoch=2000)
 
 
@@ -218,6 +221,7 @@ PAPER = Paper(
     tables=TABLES,
     silent=SILENT,
     differences={
+        robust.PROFILE: robust.DIFFERENCES["jahan"],
         "paper": (_STAND_IN, _ANOMALOUS),
         "small": (_STAND_IN, _ANOMALOUS, "25 epochs of at most 2,000 images, the paper has 70 of 11,041."),
     },

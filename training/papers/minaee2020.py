@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.papers import robust
 from training.papers.assembly import check_known, data_set, held_out, of_sources, pick, pick_first, usable
 from training.papers.basu2020 import first_stage
 from training.papers.paper import DataSet, Measure, Paper, Published, Run, Table
@@ -24,6 +25,8 @@ BACKBONES = {
     "densenet121": ("densenet121", "backbone.classifier"),
 }
 VARIANTS = tuple(BACKBONES)
+# Which the paper has not: their ImageNet weights come from the package index. In profile robust only.
+FURTHER = {name: (name, "backbone.classifier") for name in robust.LEVELS}
 CLASSES = ("other", "covid19")
 # Section 2 and Table 1: images for training and for the test.
 COVID19 = (84, 100)
@@ -36,8 +39,9 @@ CHILDREN = "kermany"
 
 def recipe(variant: str, profile: str) -> Recipe:
     """Sections 3.1 and 4.1."""
-    check_known(variant, VARIANTS, profile)
-    backbone, last_layer = BACKBONES[variant]
+    known = BACKBONES | (FURTHER if profile == robust.PROFILE else {})
+    check_known(variant, tuple(known), profile)
+    backbone, last_layer = known[variant]
     pretraining = first_stage("Minaee2020", backbone, profile)
     paper = Recipe(
         paper="minaee",
@@ -64,6 +68,8 @@ def recipe(variant: str, profile: str) -> Recipe:
     )
     if profile == "paper":
         return paper
+    if profile == robust.PROFILE:
+        return robust.minaee(paper, backbone)
     return paper.but(
         resize=160,
         crop=160,
@@ -272,6 +278,7 @@ PAPER = Paper(
     tables=TABLES,
     silent=SILENT,
     differences={
+        robust.PROFILE: robust.DIFFERENCES["minaee"],
         "paper": (_DATA,),
         "small": (
             _DATA,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from training.papers import robust
 from training.papers.assembly import carries, check_known, cross_validation, data_set, of_sources, pick, usable
 from training.papers.basu2020 import first_stage
 from training.papers.paper import DataSet, Measure, Paper, Published, Run, Table
@@ -50,6 +51,8 @@ def recipe(variant: str, profile: str) -> Recipe:
     )
     if profile == "paper":
         return paper
+    if profile == robust.PROFILE:
+        return robust.zhang(paper)
     return paper.but(
         resize=176,
         crop=160,
@@ -194,6 +197,7 @@ PAPER = Paper(
     tables=TABLES,
     silent=SILENT,
     differences={
+        robust.PROFILE: robust.DIFFERENCES["zhang"],
         "paper": (*_DATA, "The batch of 128 is four of 32: BatchNorm sees 32 images at a time."),
         "small": (
             *_DATA,

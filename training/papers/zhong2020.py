@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.papers import robust
 from training.papers.assembly import check_known, data_set, held_out, pick_first, usable
 from training.papers.paper import DataSet, Measure, Paper, Published, Run, Table
 from training.recipe import Augmentation, Recipe
@@ -58,6 +59,8 @@ def recipe(variant: str, profile: str) -> Recipe:
         schedule_options={"factors": [[0, 1.0], [3, 0.5], [6, 0.25]]},
         augmentation=AUGMENTATION,
     ).but(**VARIANTS[variant])
+    if profile == robust.PROFILE:
+        return robust.zhong(paper)
     return paper if profile == "paper" else paper.but(images_per_epoch=2500)
 
 
@@ -218,6 +221,7 @@ PAPER = Paper(
     tables=TABLES,
     silent=SILENT,
     differences={
+        robust.PROFILE: robust.DIFFERENCES["zhong"],
         "paper": (_DATA,),
         "small": (_DATA, "2,500 of the training images, drawn anew, in each of the 10 epochs."),
     },

@@ -1,0 +1,213 @@
+"""Profile robust: what its networks read, learn and answer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from tests.unit.test_networks import quick
+from training.data.manifest import Picture
+from training.data.squares import pixels_of
+from training.evaluation.rows import answer
+from training.experiment import plan, untested
+from training.finishing import balanced, last_layer, regression
+from training.fit import Images
+from training.frozen import lessons, pooled_features
+from training.losses import LOSSES
+from training.models.minaee import Minaee2020
+from training.models.registry import build
+from training.models.zhang import Scores, classification_loss, deviation_loss
+from training.papers import PAPERS, robust
+from training.scoring import transform_of
+from training.train import check
+
+LITE = PAPERS["minaee"].recipe("efficientnet_lite0", robust.PROFILE)
+INPUTS = torch.zeros(4, 1, 4, 4)
+
+
+def picture(number: int, source: str = "cohen", finding: str = "covid19", split: str = "train") -> Picture:
+    return Picture(f"i{number}", Path("a.png"), split, source, f"p{number}", finding, "PA")
+
+
+# What the last layer reads
+
+
+def test_the_last_layer_reads_mean_and_deviation_of_each_channel_of_each_level():
+    network = quick("Minaee2020", backbone="efficientnet_lite0", levels=[2, 5])
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    features = network.embed(x)["features"]
+    second = network.backbone.features[:3](x)
+    fifth = network.backbone.features[3:](second)
+    expected = [part for one in (second, fifth) for part in (one.mean((2, 3)), one.std((2, 3), correction=0))]
+    assert features.shape == (2, 2 * (24 + 40), 1, 1)
+    assert torch.allclose(features.flatten(1), torch.cat(expected, dim=1), atol=1e-6)
+    assert len(network.backbone.features) == 6, "what comes after the last level is not kept"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "efficientnet_lite0", "levels": (18,)}, "efficientnet_lite0 has 0 to 17, in order"),
+        ({"backbone": "efficientnet_lite0", "levels": (5, 2)}, "has 0 to 17, in order"),
+        ({"backbone": "resnet18", "levels": (1,)}, "it is no EfficientNet-Lite"),
+    ],
+)
+def test_levels_that_are_not_there_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Minaee2020(**options)
+
+
+def test_kept_features_are_those_of_the_network(tmp_path):
+    recipe = LITE.but(resize=72, crop=64, resolution=40, weights="none", options=LITE.options | {"levels": [5, 8]})
+    shown = films(tmp_path, 3)
+    torch.manual_seed(3)
+    kept = pooled_features(recipe, shown, tmp_path / "work")
+    torch.manual_seed(3)
+    network = build("Minaee2020", {"backbone": "efficientnet_lite0"}).eval()
+
+    x = torch.stack([transform_of(recipe)(pixels_of(one)) for one in shown]).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        for side, seen in enumerate((x, x.flip(-1))):
+            parts = []
+            for level, block in enumerate(network.backbone.features):
+                seen = block(seen)
+                parts += [seen.mean((2, 3)), seen.std((2, 3), correction=0)] if level in (5, 8) else []
+            # squares are kept as bytes
+            assert torch.cat(parts, dim=1).numpy() == pytest.approx(kept[:, side], rel=0.05, abs=0.01)
+    assert np.array_equal(pooled_features(recipe, shown, tmp_path / "work"), kept)
+
+
+def films(folder: Path, count: int) -> list[Picture]:
+
+    rng = np.random.default_rng(0)
+    shown = []
+    for index in range(count):
+        file = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 256, (90, 80), dtype=np.uint8).repeat(2, axis=0)).save(file)
+        shown.append(replace(picture(index), path=file))
+    return shown
+
+
+# How it is fitted
+
+
+def some_images(features: np.ndarray, labels: np.ndarray, strata: list[str]) -> Images:
+    found = Images(np.zeros((len(labels), 8, 8), dtype=np.uint8), labels, strata)
+    found.features = features
+    return found
+
+
+def test_every_class_of_every_collection_weighs_the_same():
+    images = some_images(np.zeros((4, 2, 1)), np.array([0, 0, 1, 1]), ["a/x", "a/x", "a/y", "b/y"])
+    assert balanced(images, "source and class") == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3])
+    assert balanced(images, "class") == pytest.approx([0.25] * 4)
+    assert balanced(images, "none") == pytest.approx([0.25] * 4)
+
+
+@pytest.mark.parametrize("classes", [("other", "covid19"), robust.CLASSES])
+def test_the_fitted_layer_gives_the_logits_of_the_regression(classes):
+    rng = np.random.default_rng(1)
+    labels = np.arange(80) % len(classes)
+    options = {"backbone": "efficientnet_lite0", "classes": list(classes), "levels": [2]}
+    recipe = LITE.but(classes=classes, options=options)
+    network = build("Minaee2020", options).eval()
+    features = (rng.normal(size=(80, 2, 48)) * rng.uniform(0.01, 9, 48) + labels[:, None, None]).astype(np.float32)
+    images = some_images(features, labels, [str(label) for label in labels])
+    last_layer(network, recipe, images, 0, strength=30.0)
+    scaler, fitted = regression(features, labels, balanced(images, recipe.balance), 30.0)
+    expected = fitted.predict_proba(scaler.transform(features[:, 0]))
+    logits = network.judge({"features": torch.from_numpy(features[:, 0])[:, :, None, None]})
+    assert logits.softmax(1).detach().numpy() == pytest.approx(expected, abs=1e-4)
+    assert roc_auc_score(labels == 0, expected[:, 0]) > 0.8
+
+
+def test_a_class_without_an_image_is_refused():
+    images = some_images(np.random.default_rng(0).random((6, 2, 48)), np.array([0, 0, 1, 1, 3, 3]), ["a"] * 6)
+    network = build("Minaee2020", LITE.options | {"levels": [2]})
+    with pytest.raises(ValueError, match="training images of 3 of 4 classes only"):
+        last_layer(network, LITE, images, 0, strength=1.0)
+
+
+def test_lessons_are_principal_components_of_unit_deviation():
+    rng = np.random.default_rng(2)
+    features = (rng.normal(size=(50, 1, 3)) @ rng.normal(size=(3, 20)) + 7).repeat(2, axis=1).astype(np.float32)
+    found = lessons(features, 3, 0)
+    assert found.shape == (50, 3)
+    assert found.var(axis=0).mean() == pytest.approx(1, rel=1e-4)
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 1e-3
+
+
+# What it learns
+
+
+def test_zhangs_heads_share_the_question():
+    logit, anomaly = torch.tensor([5.0, -1.0, 0.5, 2.0]), torch.tensor([0.1, 4.0, 6.0, 2.0])
+    labels = torch.tensor([0, 1, 2, 3])  # normal, pneumonia, other disease, COVID-19
+    loss = LOSSES["zhang_hierarchy"]()
+    among = classification_loss(logit[1:], torch.tensor([0.0, 0.0, 1.0]))
+    abnormal = deviation_loss(anomaly, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    assert loss(Scores(logit, anomaly), INPUTS, labels).item() == pytest.approx((among + abnormal).item())
+    assert loss(Scores(logit, None), INPUTS, labels).item() == pytest.approx(among.item())
+    nothing = loss(Scores(logit.requires_grad_(), None), INPUTS, torch.zeros(4, dtype=torch.long))
+    assert nothing.item() == 0
+    nothing.backward()
+
+
+def test_imitation_costs_the_squared_distance():
+    given, wanted = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 2.0]])
+    assert LOSSES["imitation"]()(given, INPUTS, wanted).item() == pytest.approx((1 + 0 + 0 + 4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (robust.CLASSES, ["normal", "pneumonia", "other_disease", "covid19"]),
+        (("normal", "anomalous"), ["normal", "anomalous", "anomalous", "anomalous"]),
+        (("other", "covid19"), ["other", "other", "other", "covid19"]),
+        (("normal", "covid19"), ["normal", None, None, "covid19"]),
+    ],
+)
+def test_the_class_of_a_finding(classes, expected):
+    assert [robust.label(picture(0, finding=name), classes) for name in robust.CLASSES] == expected
+
+
+def test_it_is_trained_by_folds_only():
+    with pytest.raises(ValueError, match="profile robust is trained on all images at hand: give --protocol folds"):
+        plan(PAPERS["zhang"], PAPERS["zhang"].recipe("both", robust.PROFILE), [picture(0)], "paper", "covid19")
+
+
+def test_a_first_stage_without_labels_sees_no_patient_that_is_tested():
+    shown = [picture(0), picture(1), replace(picture(2), patient_id="p1"), picture(3, split="external")]
+    assert [one.image_id for one in untested(shown, [shown[1]], robust.CLASSES).pictures] == ["i0"]
+
+
+# What it answers
+
+
+def test_an_answer_between_two_classes():
+    scores = {"logit_covid19": np.log(0.2 / 0.8), "logit_pneumonia": np.log(0.6 / 0.4), "p_normal": 0.2}
+    assert answer(scores, robust.GIVEN) == pytest.approx(0.2 / 0.8)
+    assert answer(scores, "-p_normal") == -0.2
+    with pytest.raises(ValueError, match=r"no score 'logit_normal'; the scores are logit_covid19"):
+        answer(scores, "p_covid19 / (p_covid19 + p_normal)")
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_recipe_can_be_trained_to_its_end(name):
+    for variant in PAPERS[name].variants:
+        recipe = PAPERS[name].recipe(variant, robust.PROFILE)
+        check(recipe)
+        assert recipe.pretraining is None or recipe.pretraining.profile in (robust.PROFILE, "robust")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"depth": 3}, "finish_options do not fit finish 'last_layer'"), ({}, "missing a required argument: 'strength'")],
+)
+def test_options_of_the_last_step_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        check(LITE.but(finish_options=options))

@@ -1,0 +1,251 @@
+"""The profile ``robust`` of each paper: what docs/experiments.md found to hold where telling sources apart helps least.
+
+It is trained by ``--protocol folds`` only, on all images at hand. The four classes, and sampling by source and class,
+ask of a network "is it abnormal?" and "if so, is it COVID-19?" instead of "which collection is it from?".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from training.recipe import BY_SOURCE_AND_CLASS, Augmentation, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from training.data.manifest import Picture
+
+PROFILE = "robust"
+CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
+# The score that answers "if it is abnormal, is it COVID-19?" of networks with these classes.
+GIVEN = "p_covid19 / (p_covid19 + p_pneumonia)"
+
+AUGMENTATION = Augmentation(
+    random_crop=True,
+    flip=0.5,
+    zoom=(0.85, 1.15),
+    rotation_deg=10.0,
+    shear_deg=5.0,
+    gamma=0.3,
+    contrast=(0.8, 1.2),
+    blur_px=1.2,
+    noise=0.1,
+    erase=0.5,
+)
+EQUALISED = "equalised"
+LESSONS = 64  # principal components of what the teacher says
+WITHOUT_BATCHNORM = ("vgg16", "alexnet")
+# Of networks that are trained: the input is cut from a larger square, so that frames, letters and borders fall away.
+TRAINED: dict[str, Any] = {
+    "profile": PROFILE,
+    "classes": CLASSES,
+    "given": GIVEN,
+    "balance": BY_SOURCE_AND_CLASS,
+    "images_per_epoch": 1500,
+    "batch": 32,
+    "accumulate": 1,
+    "optimiser": "adamw",
+    "optimiser_options": {"weight_decay": 0.05},
+    "schedule": "cosine",
+    "schedule_options": {"warmup_epochs": 1.0},
+    "augmentation": AUGMENTATION,
+}
+
+_DATA = "No reproduction: trained on every frontal image of the manifest, by five folds."
+_CLASSES = "Four classes, normal, pneumonia, other disease and COVID-19; the paper has others."
+_SAMPLING = "Every epoch draws as many images of each class of each collection."
+_TRAINING = (
+    "AdamW with warm-up and cosine decay, batch 32, and further augmentation (crop, zoom, rotation, shear, gamma, "
+    "contrast, blur, noise, erased patches and frames)."
+)
+_IMITATION = (
+    "The backbone starts from a first stage without labels: it learns to give the first 64 principal components of "
+    "what the stages of a frozen EfficientNet-Lite0 (ImageNet) say of an X-ray of no patient that is tested."
+)
+_EQUALISED = "Histogram equalisation; the middle of the image, 83 % of its side, is cut out."
+DIFFERENCES = {
+    "zhang": (
+        _DATA,
+        _CLASSES,
+        (
+            "The anomaly head tells abnormal from normal, the classification head COVID-19 from other diseases among "
+            "the abnormal; in the paper both tell COVID-19 from everything else."
+        ),
+        "The heads' convolutions have 128 channels, not 512.",
+        _IMITATION,
+        f"{_EQUALISED} 112 pixels, the paper has 448.",
+        f"{_TRAINING} 4 epochs of 1,200 images at 3e-4.",
+        _SAMPLING,
+    ),
+    "basu": (
+        _DATA,
+        "AlexNet's dense layers have 256 neurons, not 4,096.",
+        _IMITATION,
+        f"{_EQUALISED} 160 pixels.",
+        f"{_TRAINING} 10 epochs of 1,500 images at 1e-3; the paper has SGD at 1e-4.",
+        _SAMPLING,
+    ),
+    "jahan": (
+        _DATA,
+        "Histogram equalisation; the middle of the image, 84 % of its side, is cut out.",
+        "10 epochs of 1,500 images, as many of each collection; the paper has 70 of 11,041.",
+        "The density of 16 principal components of the latent answers.",
+    ),
+    "zhong": (
+        _DATA,
+        _CLASSES,
+        "The dense layers have 256 and 128 neurons, not 4,096 and 2,048.",
+        f"{_EQUALISED}",
+        f"{_TRAINING} 12 epochs of 1,500 images at 4e-4; the paper has Adam in steps.",
+        f"{_SAMPLING} The paper has class weights.",
+    ),
+    "minaee": (
+        _DATA,
+        _CLASSES,
+        (
+            "EfficientNet-Lite0 and -Lite2, which the paper has not: their ImageNet weights come from the package "
+            "index. Their last layer reads the mean and the deviation of each channel after four stages, not the mean "
+            "of the last map; it is fitted by logistic regression, not by Adam."
+        ),
+        (
+            "The image is drawn to 128 pixels and back, and the middle, 86 % of its side, is cut out: frames, letters "
+            "and differences in sharpness fall away."
+        ),
+        "Images and their mirror images, each class of each collection with the same weight; no copies of COVID-19.",
+    ),
+}
+
+
+def label(picture: Picture, classes: tuple[str, ...]) -> str | None:
+    """The finding, where it is one of the classes; else the class ``anomalous`` or ``other``, where there is one."""
+    if picture.finding in classes:
+        return picture.finding
+    return next((rest for rest in ("anomalous", "other") if rest in classes), None)
+
+
+def imitating(paper: Recipe, architecture: str, options: Mapping[str, Any]) -> Recipe:
+    """A first stage without labels: the network learns what a network trained on ImageNet sees in the X-rays."""
+    values = [f"value{index}" for index in range(LESSONS)]
+    return Recipe(
+        paper=paper.paper,
+        variant=f"imitation, {options['backbone']}",
+        profile=PROFILE,
+        architecture=architecture,
+        options=dict(options) | {"classes": values},
+        classes=CLASSES,
+        loss="imitation",
+        score="",
+        resize=paper.resize,
+        crop=paper.crop,
+        standardise=paper.standardise,
+        epochs=6,
+        images_per_epoch=1500,
+        balance=BY_SOURCE_AND_CLASS,
+        learning_rate=1e-3,
+        batch=32,
+        optimiser="adamw",
+        optimiser_options={"weight_decay": 0.05},
+        schedule="cosine",
+        schedule_options={"warmup_epochs": 0.5},
+        augmentation=AUGMENTATION,
+        teacher="efficientnet_lite0",
+    )
+
+
+def zhang(paper: Recipe) -> Recipe:
+    """Abnormality by the anomaly head, COVID-19 among the abnormal by the classification head."""
+    found = paper.but(
+        options=dict(paper.options) | {"channels": 128},
+        loss="zhang_hierarchy",
+        resize=136,
+        crop=112,
+        standardise=EQUALISED,
+        epochs=4,
+        learning_rate=3e-4,
+        weights="pretraining",
+        **TRAINED,
+    )
+    pretraining = imitating(found, "Minaee2020", {"backbone": "resnet18"})
+    heads = found.options["heads"]
+    return found.but(
+        given="" if heads == "anomaly" else "p_cls",
+        abnormal="" if heads == "classification" else "p_ano",
+        images_per_epoch=1200,
+        pretraining=pretraining.but(images_per_epoch=1200),
+    )
+
+
+def basu(paper: Recipe, backbone: str) -> Recipe:
+    """The first stage learns from a network trained on ImageNet; the second is the paper's."""
+    options = dict(paper.options) | ({"dense": 256} if backbone == "alexnet" else {})
+    found = paper.but(
+        options=options,
+        resize=192,
+        crop=160,
+        standardise=EQUALISED,
+        epochs=10,
+        learning_rate=1e-3,
+        **TRAINED,
+    )
+    pretraining = imitating(found, "Basu2020", options)
+    return found.but(pretraining=pretraining.but(learning_rate=3e-4 if backbone in WITHOUT_BATCHNORM else 1e-3))
+
+
+def zhong(paper: Recipe) -> Recipe:
+    """The four classes, without class weights: sampling takes their place."""
+    return paper.but(
+        options={"classes": list(CLASSES), "dense": [256, 128]},
+        loss_options={"smoothing": 0.12, "smoothing_form": "paper"},
+        resize=96,
+        crop=80,
+        standardise=EQUALISED,
+        epochs=12,
+        learning_rate=4e-4,
+        **TRAINED,
+    )
+
+
+def jahan(paper: Recipe) -> Recipe:
+    """As many normal images of each collection, cropped and equalised; the density of 16 components answers."""
+    return paper.but(
+        profile=PROFILE,
+        resize=152,
+        crop=128,
+        standardise=EQUALISED,
+        epochs=10,
+        images_per_epoch=1500,
+        balance=BY_SOURCE_AND_CLASS,
+        score="-log_density_pca",
+    )
+
+
+# By EfficientNet-Lite, the last block of each stage from the third on: what its maps hold is texture more than form.
+LEVELS = {"efficientnet_lite0": (5, 8, 11, 15), "efficientnet_lite2": (7, 11, 15, 20)}
+
+
+def minaee(paper: Recipe, backbone: str) -> Recipe:
+    """A last layer that reads several stages of a frozen ImageNet backbone, fitted by logistic regression."""
+    options = dict(paper.options) | {"backbone": backbone, "classes": list(CLASSES)}
+    found = paper.but(
+        profile=PROFILE,
+        options=options,
+        classes=CLASSES,
+        given=GIVEN,
+        resize=260,
+        crop=224,
+        resolution=128,
+        copies={},
+    )
+    if backbone not in LEVELS:
+        return found
+    return found.but(
+        options=options | {"levels": list(LEVELS[backbone])},
+        standardise="centred",
+        epochs=0,
+        balance=BY_SOURCE_AND_CLASS,
+        augmentation=Augmentation(),
+        pretraining=None,
+        cache_features=False,
+        finish="last_layer",
+        finish_options={"strength": 30.0},
+    )
