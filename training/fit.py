@@ -60,7 +60,7 @@ class Images(Dataset[tuple["Tensor", Any]]):
     targets
         What a network learns to give, float32, shape (N, values), in place of the labels; or None.
     features
-        What `training.frozen.pooled_features` gives, where the last layer is fitted on it; or None.
+        What `training.frozen` gives of each image and its mirror image, where that is trained on; or None.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Images(Dataset[tuple["Tensor", Any]]):
         self._squares = squares  # uint8, shape (M, side, side), maybe memory-mapped
         self._rows = np.arange(len(labels)) if rows is None else rows
         self.labels, self.strata, self.targets = labels, np.array(strata), targets
-        self.features: NDArray[np.float32] | None = None
+        self.features: NDArray[Any] | None = None
 
     def chosen(self, index: NDArray[np.int64]) -> Images:
         """Some of the images, in the order of `index`."""
@@ -135,7 +135,9 @@ class Training(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Compute the frozen part once, where the recipe says so."""
-        if self.recipe.cache_features and self.features is None:
+        if self.images.features is not None:
+            self.features = torch.from_numpy(self.images.features).flatten(0, 1)
+        elif self.recipe.cache_features and self.features is None:
             self.features, self.order = frozen_features(self.network, self.recipe, self.images, self.seed, self.device)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -144,7 +146,7 @@ class Training(lightning.LightningModule):
         data: Images | TensorDataset
         if self.recipe.cache_features:
             order = expanded(self.images, self.recipe)
-            drawn = rng.permutation(len(order))
+            drawn = drawn_places(self.images, self.recipe, rng)
             data = TensorDataset(torch.from_numpy(drawn), torch.from_numpy(self.images.labels[order[drawn]]))
         else:
             data = self.images.chosen(draw_epoch(self.images, self.recipe, rng))
@@ -345,7 +347,12 @@ def keep_frozen_statistics(network: Network) -> None:
 
 
 def expanded(images: Images, recipe: Recipe) -> NDArray[np.int64]:
-    """Index of each image of an epoch that holds every image, in as many copies as the recipe says, in order."""
+    """Index of each image of an epoch that holds every image, in as many copies as the recipe says, in order.
+
+    Of images whose features are at hand, the mirror image is the second copy.
+    """
+    if images.features is not None:
+        return np.repeat(np.arange(len(images)), 2)
     copies = np.array([recipe.copies.get(recipe.classes[label], 1) for label in images.labels])
     return np.repeat(np.arange(len(copies)), copies)
 
@@ -356,16 +363,21 @@ def draw_epoch(images: Images, recipe: Recipe, rng: np.random.Generator) -> NDAr
     Without `balance`, each comes as often as its copies say, or is drawn from those. With it, each stratum gives an
     equal share; one smaller than its share is gone through again: its images come up equally often, give or take one.
     """
+    return expanded(images, recipe)[drawn_places(images, recipe, rng)]
+
+
+def drawn_places(images: Images, recipe: Recipe, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The same as places in `expanded`."""
     everything = expanded(images, recipe)
     wanted = recipe.images_per_epoch or len(everything)
     if recipe.balance == NO_BALANCE:
-        return rng.permutation(everything)[:wanted]
-    strata = images.strata if recipe.balance == BY_SOURCE_AND_CLASS else images.labels
+        return rng.permutation(len(everything))[:wanted]
+    strata = (images.strata if recipe.balance == BY_SOURCE_AND_CLASS else images.labels)[everything]
     names = np.unique(strata)
     share = math.ceil(wanted / len(names))
     drawn = []
     for name in names:
-        members = everything[strata[everything] == name]
+        members = np.flatnonzero(strata == name)
         rounds = [rng.permutation(members) for _ in range(math.ceil(share / len(members)))]
         drawn.append(np.concatenate(rounds)[:share])
     return rng.permutation(np.concatenate(drawn))[:wanted]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
@@ -19,15 +18,17 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from training.data.squares import alone, load_squares
 from training.models.backbones import starting_weights
+from training.models.efficientnet_lite import side_by_side, stage_maps
 from training.models.preprocess import standardise
 from training.models.registry import build
 from training.records import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from training.data.manifest import Picture
     from training.recipe import Recipe
@@ -39,45 +40,84 @@ _SEEN_BY = ("weights", "resize", "crop", "resolution", "standardise")
 
 def pooled_features(recipe: Recipe, pictures: Sequence[Picture], workdir: Path) -> NDArray[np.float32]:
     """The `features` of a recipe of Minaee2020 with levels, of each picture and its mirror image: shape (N, 2, F)."""
-    backbone, levels = recipe.options["backbone"], recipe.options["levels"]
-    what = {name: plain(recipe)[name] for name in _SEEN_BY}
+    wanted = ("mean", "deviation") if recipe.options.get("deviation", True) else ("mean",)
+    kept = _kept(recipe, recipe.options["backbone"], pictures, workdir, "pooled", _pooled)
+    return np.concatenate([kept[f"{level} {name}"] for level in recipe.options["levels"] for name in wanted], axis=-1)
+
+
+def maps(recipe: Recipe, pictures: Sequence[Picture], workdir: Path) -> NDArray[np.float16]:
+    """The `features` of a recipe of Zhang2020 with levels, likewise: shape (N, 2, C, h, w)."""
+    levels = tuple(recipe.options["levels"])
+
+    def see(blocks: Iterable[nn.Module], x: Tensor) -> dict[str, Tensor]:
+        return {"maps": side_by_side(stage_maps(blocks, levels, x)).half()}
+
+    kept = _kept(recipe, recipe.options["trunk"], pictures, workdir, f"maps {levels}", see)
+    return kept["maps"]
+
+
+def _kept(
+    recipe: Recipe,
+    backbone: str,
+    pictures: Sequence[Picture],
+    workdir: Path,
+    what: str,
+    see: Callable[[Iterable[nn.Module], Tensor], Mapping[str, Tensor]],
+) -> dict[str, NDArray[Any]]:
+    """What `see` finds, each with the axes picture and mirroring in front; made once."""
+    how = {name: plain(recipe)[name] for name in _SEEN_BY}
     names = [[picture.image_id, picture.sha256] for picture in pictures]
-    digest = hashlib.sha256(json.dumps([backbone, what, names]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([backbone, what, how, names]).encode()).hexdigest()[:16]
     file = workdir / "features" / f"{digest}.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
     with alone(file.with_suffix(".lock")):
         if not file.is_file():
             part = file.with_suffix(".part")
-            safetensors.numpy.save_file(_computed(recipe, pictures, workdir), part)
+            safetensors.numpy.save_file(_made(recipe, backbone, pictures, workdir, see), part)
             part.replace(file)
-    wanted = ("mean", "deviation") if recipe.options.get("deviation", True) else ("mean",)
-    kept = safetensors.numpy.load_file(file)
-    return np.concatenate([kept[f"{level} {name}"] for level in levels for name in wanted], axis=-1)
+    found: dict[str, NDArray[Any]] = safetensors.numpy.load_file(file)
+    return found
 
 
 @torch.inference_mode()
-def _computed(recipe: Recipe, pictures: Sequence[Picture], workdir: Path) -> dict[str, NDArray[np.float32]]:
-    """Mean and deviation of each channel after each block, shape (N, 2, channels)."""
-    network = build(recipe.architecture, {"backbone": recipe.options["backbone"]})
+def _made(
+    recipe: Recipe,
+    backbone: str,
+    pictures: Sequence[Picture],
+    workdir: Path,
+    see: Callable[[Iterable[nn.Module], Tensor], Mapping[str, Tensor]],
+) -> dict[str, NDArray[Any]]:
+    network = build("Minaee2020", {"backbone": backbone})
     starting_weights(recipe.weights, network)
     blocks = _fused(network.eval().to(memory_format=torch.channels_last).get_submodule("backbone.features"))
     squares, _ = load_squares(pictures, recipe.resize, workdir / "squares", recipe.resolution)
     start = (recipe.resize - recipe.crop) // 2
     window = slice(start, start + recipe.crop)
     console = Console(stderr=True)
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+    # Made at once: what is kept, scattered among what is not, would hold on to the memory of both.
+    found: dict[str, NDArray[Any]] = {}
     steps = range(0, len(pictures), _BATCH)
     for at in track(steps, "Features", console=console, disable=not console.is_terminal):
         pixels = torch.from_numpy(np.array(squares[at : at + _BATCH, None, window, window])).float() / 255
         inputs = standardise(pixels, recipe.standardise).expand(-1, 3, -1, -1)
         x = torch.cat([inputs, inputs.flip(-1)]).contiguous(memory_format=torch.channels_last)
-        for level, block in enumerate(blocks.children()):
-            x = block(x)
-            if x.shape[-1] * _FINEST > recipe.crop:
-                continue
-            for name, values in zip(("deviation", "mean"), torch.std_mean(x, (2, 3), correction=0), strict=True):
-                found[f"{level} {name}"].append(torch.stack(values.chunk(2), dim=1))
-    return {name: torch.cat(values).numpy() for name, values in found.items()}
+        for name, values in see(blocks.children(), x).items():
+            both = torch.stack(values.chunk(2), dim=1).numpy()
+            if name not in found:
+                found[name] = np.zeros((len(pictures), *both.shape[1:]), dtype=both.dtype)
+            found[name][at : at + _BATCH] = both
+    return found
+
+
+def _pooled(blocks: Iterable[nn.Module], x: Tensor) -> dict[str, Tensor]:
+    """Mean and deviation of each channel after each block but the finest, shape (N, channels)."""
+    found = {}
+    side = x.shape[-1]
+    for level, block in enumerate(blocks):
+        x = block(x)
+        if x.shape[-1] * _FINEST <= side:
+            found[f"{level} deviation"], found[f"{level} mean"] = torch.std_mean(x, (2, 3), correction=0)
+    return found
 
 
 def _fused(network: nn.Module) -> nn.Module:

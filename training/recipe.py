@@ -153,8 +153,6 @@ class Recipe:
             least = 0 if name == "epochs" and self.finish else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: at least {least} is needed")
-        if self.cache_features and (self.images_per_epoch or self.balance != NO_BALANCE):
-            raise ValueError("cached features are gone through whole: images_per_epoch and balance do not apply")
 
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed."""

@@ -32,7 +32,7 @@ from training.experiment import (
 )
 from training.finishing import FINISHING
 from training.fit import LAST, OPTIMISERS, Images, fit, identity, place, precision, torch_device
-from training.frozen import lessons, pooled_features
+from training.frozen import lessons, maps, pooled_features
 from training.losses import LOSSES
 from training.models.backbones import starting_weights
 from training.models.registry import build
@@ -223,12 +223,13 @@ class _Stock:
     def _squares(self, data: DataSet, recipe: Recipe) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         return load_squares(data.pictures, recipe.resize, self.workdir / "squares", recipe.resolution)
 
-    def frozen(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[np.float32]:
+    def frozen(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[Any]:
         """What the recipe's frozen layers make of the readable ones of the images and their mirror images."""
+        seen = pooled_features if recipe.architecture == "Minaee2020" else maps
         known = [picture for picture in self.pictures if picture.frontal and picture.split != "external"]
         place = {picture.image_id: i for i, picture in enumerate(known)}
         rows = [place[data.pictures[i].image_id] for i in self.readable(data, index, recipe)]
-        return pooled_features(recipe, known, self.workdir)[rows]
+        return seen(recipe, known, self.workdir)[rows]
 
     def _taught(self, data: DataSet, recipe: Recipe, network: Network) -> Images:
         """All of the images with what the recipe's teacher says of each, in as many values as the network gives."""
@@ -307,6 +308,8 @@ def _one(
     images = stock.images(data, trained, recipe)
     test = stock.readable(data, run.test, recipe)
     validation = stock.images(data, run.validation, recipe) if len(run.validation) else None
+    if recipe.options.get("levels"):
+        images.features = stock.frozen(data, trained, recipe)
     if recipe.epochs:
         figures |= fit(
             network,
@@ -319,8 +322,6 @@ def _one(
             device=stock.device,
             progress=stock.progress,
         )
-    if recipe.finish == "last_layer":
-        images.features = stock.frozen(data, trained, recipe)
     began = time.monotonic()
     if recipe.finish:
         FINISHING[recipe.finish](network, recipe, images, seed, **recipe.finish_options)

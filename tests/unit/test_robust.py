@@ -1,5 +1,7 @@
 """Profile robust: what its networks read, learn and answer."""
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from tests.unit.test_networks import quick
-from training.data.manifest import Picture
+from training.__main__ import app
+from training.data.manifest import Picture, read_manifest
 from training.data.squares import pixels_of
 from training.evaluation.rows import answer
 from training.experiment import plan, untested
@@ -22,7 +26,9 @@ from training.models.minaee import Minaee2020
 from training.models.registry import build
 from training.models.zhang import Scores, classification_loss, deviation_loss
 from training.papers import PAPERS, robust
-from training.scoring import transform_of
+from training.records import read_record, read_scores
+from training.scoring import score_pictures, transform_of
+from training.shipped import load_shipped
 from training.train import check
 
 LITE = PAPERS["minaee"].recipe("efficientnet_lite0", robust.PROFILE)
@@ -211,3 +217,108 @@ def test_every_recipe_can_be_trained_to_its_end(name):
 def test_options_of_the_last_step_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         check(LITE.but(finish_options=options))
+
+
+# From images to answers
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Two collections that hold two findings each; a bright square marks the disease."""
+    folder = tmp_path_factory.mktemp("collection")
+    rng = np.random.default_rng(16)
+    lines = ["image_id,path,split,source,patient_id,finding,view,labels"]
+    for source, finding in (("cohen", "covid19"), ("cohen", "pneumonia"), ("nih", "normal"), ("nih", "pneumonia")):
+        for index in range(25):
+            name = f"{source}-{finding}-{index}"
+            pixels = rng.integers(0, 120, (70, 70), dtype=np.uint8)
+            place = {"covid19": slice(10, 30), "pneumonia": slice(35, 60)}.get(finding)
+            if place:
+                pixels[place, place] += 90
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+            lines.append(f"{name},{name}.png,{'val' if index < 5 else 'train'},{source},{name},{finding},PA,")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+TOY = ("--set", "resize=64", "--set", "crop=64", "--set", "resolution=0")
+THREE = ("normal", "pneumonia", "covid19")
+_OPTIONS = json.dumps({"backbone": "efficientnet_lite0", "classes": THREE, "levels": [5, 8]})
+TOY_LITE = (*TOY, "--set", f"classes={json.dumps(THREE)}", "--set", f"options={_OPTIONS}")
+
+
+def invoke(*arguments: str) -> str:
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_probe_tells_what_a_linear_layer_sees(collection, tmp_path):
+    said = invoke("probe", "--data", str(collection), "--workdir", str(tmp_path), *TOY_LITE).splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        "covid19 against pneumonia, cohen", "covid19 against pneumonia, cohen, PA", "pneumonia against normal, nih",
+    ]  # fmt: skip
+    areas = [float(line.split("AUC ")[1][:5]) for line in said]
+    assert min(areas) > 0.9, said
+    assert all("no lung 0." in line or "no lung 1." in line for line in said)
+    kept = list((tmp_path / "features").glob("*.safetensors"))
+    again = invoke("probe", "--data", str(collection), "--workdir", str(tmp_path), *TOY_LITE).splitlines()
+    assert again == said
+    assert list((tmp_path / "features").glob("*.safetensors")) == kept, "features are made once"
+    without = invoke(
+        "probe", "--data", str(collection), "--workdir", str(tmp_path), *TOY_LITE, "--share", "0.3", "--without", "nih",
+        "--set", f"classes={json.dumps(['other', 'covid19'])}", "--set", "given=",
+    ).splitlines()  # fmt: skip
+    assert without[0] != said[0]
+
+
+def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
+    common = ("--profile", "robust", "--protocol", "folds", "--data", str(collection), "--workdir", str(tmp_path))
+    lite = Path(invoke("train", "minaee", "--variant", "efficientnet_lite0", *common, *TOY_LITE).strip())
+    record = read_record(lite)
+    assert record["runs"][0]["epochs"] == 0
+    assert record["differences"][:-1] == list(robust.DIFFERENCES["minaee"])
+    jahan = ("--set", "epochs=1", "--set", "batch=8", "--set", "images_per_epoch=16")
+    auto = Path(invoke("train", "jahan", *common, *jahan).strip())
+    evaluation = tmp_path / "evaluation"
+    invoke("evaluate", str(lite), str(auto), "--data", str(collection), "--out", str(evaluation))
+    found = json.loads((evaluation / "evaluation.json").read_text())
+    (alone, _), together = found["experiments"].values(), found["combination"]["tasks"]
+    assert alone["tasks"]["covid19 against pneumonia, cohen"]["score"] == robust.GIVEN
+    assert alone["tasks"]["covid19 against pneumonia, cohen"]["figures"]["auc"]["value"] > 0.9
+    assert together["covid19 against pneumonia, cohen"]["score"] == "mean calibrated logit"
+    assert "pneumonia against normal, nih" in together
+    invoke("members", str(lite), str(auto), "--data", str(collection), "--out", str(tmp_path / "kept"))
+    kept = json.loads((tmp_path / "kept" / "members.json").read_text())["members"]
+    assert [member["name"] for member in kept] == ["minaee-efficientnet_lite0", "jahan"]
+    assert kept[0]["calibration"]["covid19 given pneumonia"]["score"] == robust.GIVEN
+    assert kept[0]["calibration"]["covid19 given pneumonia"]["images"] == 40
+    assert kept[0]["calibration"]["covid19"]["slope"] > 0
+    with (tmp_path / "kept" / kept[0]["out_of_fold"]).open() as file:
+        rows = {row["image_id"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 100
+    scores = read_scores(lite)
+    for row in rows.values():
+        assert float(row["p_covid19"]) == pytest.approx(scores[row["run"]][row["image_id"]]["p_covid19"], rel=1e-6)
+    network, transform = load_shipped(tmp_path / "kept", kept[0])
+    shown = [one for one in read_manifest(collection) if one.split == "val"][:3]
+    for one, given in zip(shown, score_pictures(network, transform, shown), strict=True):
+        assert given == pytest.approx(scores["final"][one.image_id], rel=1e-5)
+
+
+def test_a_backbone_that_learnt_from_a_teacher_is_trained_on(collection, tmp_path):
+    small = ("epochs=1", "images_per_epoch=8", "batch=4", "schedule=constant", "schedule_options={}")
+    changed = [text for one in small for text in ("--set", one, "--set", f"pretraining.{one}")]
+    three = {"backbone": "alexnet", "dense": 8}
+    values = {"classes": [f"value{index}" for index in range(4)]}
+    experiment = invoke(
+        "train", "basu", "--variant", "alexnet", "--profile", "robust", "--protocol", "folds",
+        "--data", str(collection), "--workdir", str(tmp_path), *changed, *TOY[:4], "--set", "pretraining.resize=64",
+        "--set", "pretraining.crop=64", "--set", f"classes={json.dumps(THREE)}",
+        "--set", f"pretraining.classes={json.dumps(THREE)}",
+        "--set", f"options={json.dumps(three | {'classes': THREE})}",
+        "--set", f"pretraining.options={json.dumps(three | values)}",
+    )  # fmt: skip
+    figures = read_record(Path(experiment.strip()))["runs"][0]
+    assert figures["pretraining"]["images"] == 80, "all but the fold that is tested"
+    assert np.isfinite(figures["pretraining"]["loss"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 # Factors of width and depth.
 SIZES = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}
@@ -99,9 +99,68 @@ class EfficientNetLite(nn.Module):
         return found
 
 
+class Stages(nn.Module):
+    """The first blocks of an `EfficientNetLite`, by the same names; what comes after the last of `levels` is left out.
+
+    Parameters
+    ----------
+    levels
+        Blocks, counted from 0 and in order, whose maps are given.
+    """
+
+    def __init__(self, name: str, levels: Sequence[int]) -> None:
+        super().__init__()
+        check_levels(name, levels)
+        self.levels = tuple(levels)
+        self.features = EfficientNetLite(name).features[: levels[-1] + 1]
+        self.channels = sum(CHANNELS[name][level] for level in levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maps of the levels, drawn to the size of the last by their means, side by side: (N, channels, h, w)."""
+        return side_by_side(stage_maps(self.features, self.levels, x))
+
+
+def stage_maps(blocks: Iterable[nn.Module], levels: Sequence[int], x: Tensor) -> list[Tensor]:
+    """The maps after the blocks that `levels` count; blocks after the last of them are not asked."""
+    found = []
+    for level, block in enumerate(blocks):
+        x = block(x)
+        if level in levels:
+            found.append(x)
+        if level == levels[-1]:
+            break
+    return found
+
+
+def side_by_side(maps: Sequence[Tensor]) -> Tensor:
+    """The maps drawn to the size of the last by their means, as one."""
+    height, width = maps[-1].shape[-2:]
+    return torch.cat([functional.adaptive_avg_pool2d(one, (height, width)) for one in maps], dim=1)
+
+
+def check_levels(name: str, levels: Sequence[int]) -> None:
+    """ValueError where the network has no such blocks."""
+    if name not in SIZES:
+        raise ValueError(f"levels {', '.join(map(str, levels))}: {name} has none, as it is no EfficientNet-Lite")
+    last = len(CHANNELS[name]) - 1
+    if not levels or sorted(set(levels)) != list(levels) or not 0 <= levels[0] <= levels[-1] <= last:
+        raise ValueError(f"levels {', '.join(map(str, levels))}: {name} has 0 to {last}, in order")
+
+
+def _block_channels(name: str) -> tuple[int, ...]:
+    """The channels of each block's map, the stem's first, the head's last."""
+    width, depth = SIZES[name]
+    stages = [_rounded(made * width) for *_, made, _ in _STAGES]
+    repeats = [n if i in (0, len(_STAGES) - 1) else math.ceil(n * depth) for i, (*_, n) in enumerate(_STAGES)]
+    return (_STEM, *(made for made, n in zip(stages, repeats, strict=True) for _ in range(n)), _HEAD)
+
+
 def _rounded(channels: float) -> int:
     whole = max(_DIVISOR, int(channels + _DIVISOR / 2) // _DIVISOR * _DIVISOR)
     return whole + _DIVISOR if whole < 0.9 * channels else whole
+
+
+CHANNELS = {name: _block_channels(name) for name in SIZES}
 
 
 def imagenet_state(name: str) -> Mapping[str, Tensor]:

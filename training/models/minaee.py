@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.models.classifier import Classifier
-from training.models.efficientnet_lite import SIZES
+from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, stage_maps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 # The paper's, and those whose ImageNet weights come with a package.
 BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121", *SIZES)
 _AT_ONCE = 8
-_SMALLEST = 32  # pixels: one cell of the last map
 
 
 class Minaee2020(Classifier):
@@ -57,24 +56,18 @@ class Minaee2020(Classifier):
 
     def _read(self, levels: tuple[int, ...]) -> None:
         """Cut the backbone after the last of the levels, and let the last layer read what is pooled of all."""
-        known = range(len(self.backbone.features)) if self.architecture in SIZES else range(0)
-        if sorted(set(levels)) != list(levels) or not set(levels) <= set(known):
-            of = f"0 to {known[-1]}, in order" if known else "none, as it is no EfficientNet-Lite"
-            raise ValueError(f"levels {', '.join(map(str, levels))}: {self.architecture} has {of}")
+        check_levels(self.architecture, levels)
         self.backbone.features = self.backbone.features[: levels[-1] + 1]
-        with torch.no_grad():
-            width = self.eval()._features(torch.zeros(1, 3, _SMALLEST, _SMALLEST)).shape[1]
-        self.train().backbone.classifier[1] = nn.Linear(width, len(self.classes))
+        width = sum(CHANNELS[self.architecture][level] for level in levels) * (1 + self.deviation)
+        self.backbone.classifier[1] = nn.Linear(width, len(self.classes))
 
     def _features(self, x: Tensor) -> Tensor:
         if not self.levels:
             return super()._features(x)
         found = []
-        for index, block in enumerate(self.backbone.features):
-            x = block(x)
-            if index in self.levels:
-                deviation, mean = torch.std_mean(x, dim=(2, 3), correction=0)
-                found += [mean, deviation] if self.deviation else [mean]
+        for one in stage_maps(self.backbone.features, self.levels, x):
+            deviation, mean = torch.std_mean(one, dim=(2, 3), correction=0)
+            found += [mean, deviation] if self.deviation else [mean]
         return torch.cat(found, dim=1)[:, :, None, None]
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from training.models.classifier import load_matching
+from training.models.efficientnet_lite import Stages
 from training.models.explain import grad_cam
 from training.models.network import Network
 
@@ -39,9 +40,9 @@ class Head(nn.Sequential):
     The kernel, the channels and the pooling between are ours: the paper does not give them.
     """
 
-    def __init__(self, channels: int = 512) -> None:
+    def __init__(self, channels: int = 512, given: int = 512) -> None:
         super().__init__(
-            nn.Conv2d(512, channels, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(given, channels, kernel_size=3, stride=2, padding=1),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
@@ -60,24 +61,23 @@ class Zhang2020(Network):
     ----------
     channels
         Of the heads' convolutions.
+    trunk, levels
+        ``resnet18``, or the name and the levels of `training.models.efficientnet_lite.Stages`.
     """
 
-    backbone_name = "resnet18"
-
-    def __init__(self, heads: str = "both", channels: int = 512) -> None:
+    def __init__(
+        self, heads: str = "both", channels: int = 512, trunk: str = "resnet18", levels: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         if heads not in SCORES_OF_HEADS:
             raise ValueError(f"heads {heads!r} are not known; known: {', '.join(SCORES_OF_HEADS)}")
-        backbone = resnet18(weights=None)
-        del backbone.avgpool, backbone.fc
-        self.trunk = nn.Sequential()
-        for name, stage in backbone.named_children():
-            self.trunk.add_module(name, stage)
-        self.heads = nn.ModuleDict({name: Head(channels) for name in Scores._fields if heads in ("both", name)})
+        self.backbone_name = trunk
+        self.trunk, given = _resnet18() if trunk == "resnet18" and not levels else _stages(trunk, levels)
+        self.heads = nn.ModuleDict({name: Head(channels, given) for name in Scores._fields if heads in ("both", name)})
         self.score_names = SCORES_OF_HEADS[heads]
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
-        """`features`: the trunk's last feature map, shape (N, 512, ceil(H / 32), ceil(W / 32))."""
+        """`features`: the trunk's last feature map, of ResNet-18 in shape (N, 512, ceil(H / 32), ceil(W / 32))."""
         return {"features": self.trunk(x.expand(-1, 3, -1, -1))}
 
     def judge(self, intermediates: Mapping[str, Tensor]) -> Scores:
@@ -111,6 +111,21 @@ class Zhang2020(Network):
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Take over the trunk's weights."""
         load_matching(self.trunk, self.trunk.state_dict().keys(), state, self.backbone_name)
+
+
+def _resnet18() -> tuple[nn.Module, int]:
+    """All stages, and the channels of the last."""
+    backbone = resnet18(weights=None)
+    del backbone.avgpool, backbone.fc
+    trunk = nn.Sequential()
+    for name, stage in backbone.named_children():
+        trunk.add_module(name, stage)
+    return trunk, 512
+
+
+def _stages(name: str, levels: tuple[int, ...]) -> tuple[nn.Module, int]:
+    stages = Stages(name, levels)
+    return stages, stages.channels
 
 
 def classification_loss(logit: Tensor, y: Tensor) -> Tensor:
