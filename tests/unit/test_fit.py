@@ -4,7 +4,19 @@ import torch
 from torch import nn
 
 from training import fit as loop
-from training.fit import Images, Training, draw_epoch, expanded, fit, freeze, identity, keep_frozen_statistics, place
+from training.fit import (
+    Images,
+    Training,
+    draw_epoch,
+    drawn_places,
+    expanded,
+    fit,
+    freeze,
+    identity,
+    keep_frozen_statistics,
+    place,
+    precision,
+)
 from training.models.network import Network
 from training.recipe import Augmentation, Recipe
 
@@ -245,3 +257,29 @@ def test_a_device_that_is_not_there_is_named():
 def test_an_identity_tells_recipes_and_seeds_apart():
     assert identity(RECIPE, 1) == identity(RECIPE.but(), 1)
     assert len({identity(RECIPE, 1), identity(RECIPE, 2), identity(RECIPE.but(batch=5), 1)}) == 3
+
+
+def test_of_kept_features_the_mirror_image_is_a_second_copy():
+    given = images()
+    given.features = np.zeros((12, 2, 3), dtype=np.float32)
+    assert expanded(given, RECIPE).tolist() == [index for index in range(12) for _ in range(2)]
+    places = drawn_places(given, RECIPE.but(balance="class", images_per_epoch=40), np.random.default_rng(0))
+    assert len(places) == 40
+    assert set(places % 2) == {0, 1}
+    each = np.bincount(given.labels[places // 2])
+    assert each.tolist() == [40 // len(each)] * len(each)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("flags : sse avx2", "32-true"), ("flags : avx2 avx512_bf16", "bf16-mixed"), ("Features : fp bf16", "bf16-mixed")],
+)
+def test_a_processor_without_bfloat16_trains_in_float32(tmp_path, monkeypatch, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr("training.fit.Path", lambda _name: tmp_path / "cpuinfo")
+    precision.cache_clear()
+    try:
+        assert precision(torch.device("cpu")) == expected
+        assert precision(torch.device("cuda")) == "bf16-mixed"
+    finally:
+        precision.cache_clear()

@@ -80,7 +80,9 @@ def test_a_crop_that_is_not_centred_on_pixels_is_refused(resize, crop):
         Preprocess(resize, crop)
 
 
-@pytest.mark.parametrize(("how", "channels"), [("per image", 1), ("imagenet", 3), ("centred", 1), ("none", 1)])
+@pytest.mark.parametrize(
+    ("how", "channels"), [("per image", 1), ("imagenet", 3), ("centred", 1), ("equalised", 1), ("none", 1)]
+)
 def test_a_batch_is_standardised_image_by_image(how, channels):
     images = [noise(80, 80), noise(80, 80) * 0.1]
     transform = Preprocess(64, 48, how)
@@ -102,6 +104,31 @@ def test_centred_grey_levels_go_from_minus_one_to_one():
     assert standardise(torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1), "centred").flatten().tolist() == [-1, 0, 1]
 
 
+def test_equalised_grey_levels_are_ranks():
+    # Of ten pixels four are darkest: their middle rank is 2 of 10, from -1 to 1.
+    given = standardise(torch.tensor([0.1] * 4 + [0.2] * 5 + [0.9]).view(1, 1, 2, 5), "equalised").flatten()
+    assert given.tolist() == pytest.approx([-0.6] * 4 + [0.3] * 5 + [0.9])
+    assert standardise(torch.full((1, 1, 4, 4), 0.3), "equalised").abs().max() == 0
+
+
+def test_equalised_no_monotone_change_of_grey_levels_matters():
+    levels = torch.randint(0, 100, (1, 1, 40, 40), generator=torch.Generator().manual_seed(1)) / 255
+    assert torch.equal(standardise(levels, "equalised"), standardise(levels * 2 + 0.1, "equalised"))
+
+
+def test_by_way_of_a_common_resolution_finer_detail_is_lost():
+    fine = np.tile(np.array([[0, 1], [1, 0]], dtype=np.float32), (128, 128))
+    coarse = np.repeat(np.repeat(fine[:8, :8], 32, axis=0), 32, axis=1)
+    seen, low = Preprocess(256, 256, "none"), Preprocess(256, 256, "none", 32)
+    assert seen(fine).std() == pytest.approx(0.5, abs=1e-3)
+    assert low(fine).std() < 1e-3
+    assert low(coarse).std() > 0.3
+    assert Preprocess.from_manifest(low.to_manifest()) == low
+    assert "resolution" not in seen.to_manifest(), "what older bundles say is still what is said"
+    with pytest.raises(ValueError, match="resolution 257 is not from 0 to the 256 pixels of resize"):
+        Preprocess(256, 256, "none", 257)
+
+
 def test_without_standardisation_grey_levels_stay_as_they_are():
     given = Preprocess(64, 64, "none")(np.full((100, 80), 0.3, dtype=np.float32))
     assert given.flatten().tolist() == pytest.approx([0.3] * 64**2)
@@ -116,7 +143,7 @@ def test_the_manifest_keeps_how_it_standardises(how):
 
 def test_a_standardisation_that_is_not_known_is_refused():
     with pytest.raises(
-        ValueError, match="standardise 'per batch' is not known; known: per image, imagenet, centred, none"
+        ValueError, match="standardise 'per batch' is not known; known: per image, imagenet, centred, equalised, none"
     ):
         Preprocess(220, 192, "per batch")
     with pytest.raises(ValueError, match="standardise '' is not known"):

@@ -192,7 +192,7 @@ def test_the_command_trains_by_the_profile(collection, tmp_path):
         (["jahan", "--set", "epochs"], "NAME=VALUE"),
         (["jahan", "--set", "epochs=many"], "epochs is a int, such as 25"),
         (["zhang", "--set", "augmentation={}"], "augmentation is a Augmentation"),
-        (["minaee", "--set", "balance=class"], "cached features are gone through whole"),
+        (["zhong", "--profile", "robust"], "profile robust is trained on all images at hand: give --protocol folds"),
         (["basu", "--protocol", "folds", "--task", "pneumonia"], "basu has the classes"),
         (["jahan", "--set", "optimiser=adamax"], "optimiser 'adamax' is not known; known: adam, adamw, nadam, sgd"),
         (["jahan", "--set", "schedule=never"], "schedule 'never' is not known; known: constant"),
