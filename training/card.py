@@ -186,11 +186,16 @@ def _trained(name: str, record: Mapping[str, Any]) -> str:
     recipe = record["recipe"]
     final = next(run for run in record["runs"] if run["name"] == "final")
     images = f"{recipe['images_per_epoch']:,} of {final['train']:,}" if recipe["images_per_epoch"] else final["train"]
+    how = (
+        f"{recipe['epochs']} epochs of {images} images, batch {recipe['batch'] * recipe['accumulate']}, "
+        f"{recipe['optimiser']} at {recipe['learning_rate']:g}"
+        if recipe["epochs"]
+        else f"Its last layer alone, fitted on {final['train']} images and their mirror images"
+    )
     return (
-        f"{name}: `{record['command']}`. {recipe['epochs']} epochs of {images} images, batch "
-        f"{recipe['batch'] * recipe['accumulate']}, {recipe['optimiser']} at {recipe['learning_rate']:g}, seed "
-        f"{record['seed']}, backbone's weights: {recipe['weights']}. The shipped weights took "
-        f"{duration(final['seconds'])} on {record['hardware']}; begun {record['started']}."
+        f"{name}: `{record['command']}`. {how}, seed {record['seed']}, backbone's weights: {recipe['weights']}. "
+        f"The shipped weights took {duration(final['seconds'])} on {record['hardware']}; begun "
+        f"{record['started']}."
     )
 
 

@@ -286,7 +286,7 @@ def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
     (alone, _), together = found["experiments"].values(), found["combination"]["tasks"]
     assert alone["tasks"]["covid19 against pneumonia, cohen"]["score"] == robust.GIVEN
     assert alone["tasks"]["covid19 against pneumonia, cohen"]["figures"]["auc"]["value"] > 0.9
-    assert together["covid19 against pneumonia, cohen"]["score"] == "mean calibrated logit"
+    assert together["covid19 against pneumonia, cohen"]["score"] == "mean standardised output"
     assert "pneumonia against normal, nih" in together
     invoke("members", str(lite), str(auto), "--data", str(collection), "--out", str(tmp_path / "kept"))
     kept = json.loads((tmp_path / "kept" / "members.json").read_text())["members"]

@@ -13,12 +13,14 @@ from training.evaluation.tasks import (
     PNEUMONIA,
     Scored,
     age_group,
+    both_answers,
     combined,
     covid19_tasks,
     learnt,
     own_task,
     pneumonia_tasks,
     scored,
+    together,
 )
 from training.recipe import Recipe
 
@@ -306,6 +308,23 @@ def test_members_are_calibrated_before_they_are_averaged():
     alone, _ = combined([(first, None)])
     adults = first.those(lambda picture: picture.split == "train" and picture.source != "kermany")
     assert alone.outputs == pytest.approx(learnt(first, adults, COVID19, "").logits)
+
+
+def test_a_question_within_collections_is_answered_by_the_mean_of_standardised_outputs():
+    def loud(picture: Picture, rng: np.random.Generator) -> float:
+        return 1e6 * (picture.finding == COVID19) + 1e6 * rng.random()
+
+    first, second = asked(by_disease), asked(loud)
+    found = together([first, second], COVID19, PNEUMONIA)
+    assert {picture.source for picture in found.pictures} == {"cohen"}, "hannover holds one answer only"
+    truth = found.finding(COVID19)
+    assert len(found) == 140
+    assert roc_auc_score(truth, found.scores) > 0.98
+    here = found.runs == "fold0"
+    alone = both_answers(first, COVID19, PNEUMONIA)
+    others = alone.outputs[~here]
+    expected = (alone.outputs[here] - others.mean()) / others.std()
+    assert together([first], COVID19, PNEUMONIA).scores[here] == pytest.approx(expected)
 
 
 def test_the_final_networks_are_calibrated_on_what_was_out_of_fold():

@@ -393,9 +393,23 @@ def combined(members: Sequence[tuple[Scored, Scored | None]]) -> tuple[Scored, S
 
 
 def together(members: Sequence[Scored], positive: str, negative: str) -> Scored:
-    """The mean of the networks' logits, each calibrated on the other folds' `both_answers`."""
+    """The mean of what the networks say of `both_answers`, in deviations of what they say of the other folds' images.
+
+    Nothing is fitted on the answers: of a few dozen images that would differ from fold to fold by chance.
+    """
     asked = [both_answers(member, positive, negative) for member in members]
-    return _mean(asked, asked, positive)
+    shown = _shared(asked)
+    mean = np.mean([_of(member, _standardised(member), shown) for member in asked], axis=0)
+    return Scored(shown.pictures, "mean standardised output", mean, mean, shown.runs)
+
+
+def _standardised(member: Scored) -> NDArray[np.float64]:
+    found = np.zeros(len(member))
+    for run in np.unique(member.runs):
+        here = member.runs == run
+        others = member.outputs[~here]
+        found[here] = (member.outputs[here] - others.mean()) / (others.std() or 1.0)
+    return found
 
 
 def both_answers(asked: Scored, positive: str, negative: str) -> Scored:
@@ -408,16 +422,26 @@ def both_answers(asked: Scored, positive: str, negative: str) -> Scored:
     return asked.those(lambda picture: {(picture.source, positive), (picture.source, negative)} <= kinds)
 
 
-def _mean(asked: Sequence[Scored], fits: Sequence[Scored], positive: str = COVID19) -> Scored:
+def _mean(asked: Sequence[Scored], fits: Sequence[Scored]) -> Scored:
     """Mean calibrated logit of each image that all of `asked` have scored, calibrated on `fits`."""
-    shared = set.intersection(*({picture.image_id for picture in member.pictures} for member in asked))
-    shown = asked[0].those(lambda picture: picture.image_id in shared)
+    shown = _shared(asked)
     each = []
     for member, fit in zip(asked, fits, strict=True):
-        applied = learnt(member, fit, positive, "")
+        applied = learnt(member, fit, COVID19, "")
         if applied is None:
-            raise ValueError("the scores cannot be calibrated: a fold leaves images of one class only")
-        place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
-        each.append(applied.logits[[place[picture.image_id] for picture in shown.pictures]])
+            raise ValueError("the scores cannot be calibrated: a fold leaves adults of one class only in split train")
+        each.append(_of(member, applied.logits, shown))
     logits = np.mean(each, axis=0)
     return Scored(shown.pictures, "mean calibrated logit", expit(logits), logits, shown.runs, calibrated=True)
+
+
+def _shared(asked: Sequence[Scored]) -> Scored:
+    """The images that all have scored, with the scores and folds of the first."""
+    shared = set.intersection(*({picture.image_id for picture in member.pictures} for member in asked))
+    return asked[0].those(lambda picture: picture.image_id in shared)
+
+
+def _of(member: Scored, values: NDArray[np.float64], shown: Scored) -> NDArray[np.float64]:
+    """The member's values of the images shown, in their order."""
+    place = {picture.image_id: i for i, picture in enumerate(member.pictures)}
+    return values[[place[picture.image_id] for picture in shown.pictures]]
