@@ -158,6 +158,8 @@ def check(recipe: Recipe) -> None:
     for name, known in named:
         if getattr(recipe, name) not in known:
             raise ValueError(f"{name} {getattr(recipe, name)!r} is not known; known: {', '.join(filter(None, known))}")
+    if _on_kept_features(recipe) and recipe.weights in ("none", "pretraining"):
+        raise ValueError(f"weights {recipe.weights!r}: features are kept of weights that all runs share; use imagenet")
     if recipe.finish:
         try:
             inspect.signature(FINISHING[recipe.finish]).bind(None, recipe, None, 0, **recipe.finish_options)
@@ -173,6 +175,11 @@ def check(recipe: Recipe) -> None:
             make(getattr(recipe, f"{name}_options"))
         except TypeError as error:
             raise ValueError(f"{name}_options do not fit {name} {getattr(recipe, name)!r}: {error}") from error
+
+
+def _on_kept_features(recipe: Recipe) -> bool:
+    """Whether what is trained reads `training.frozen`'s features, made once for all runs."""
+    return bool(recipe.options.get("levels")) and (recipe.cache_features or recipe.finish == "last_layer")
 
 
 def settings_changed(recipe: Recipe, task: str) -> list[str]:
@@ -308,7 +315,7 @@ def _one(
     images = stock.images(data, trained, recipe)
     test = stock.readable(data, run.test, recipe)
     validation = stock.images(data, run.validation, recipe) if len(run.validation) else None
-    if recipe.options.get("levels"):
+    if _on_kept_features(recipe):
         images.features = stock.frozen(data, trained, recipe)
     if recipe.epochs:
         figures |= fit(

@@ -210,6 +210,12 @@ def test_every_recipe_can_be_trained_to_its_end(name):
         assert recipe.pretraining is None or recipe.pretraining.profile in (robust.PROFILE, "robust")
 
 
+@pytest.mark.parametrize("weights", ["none", "pretraining"])
+def test_features_that_all_runs_share_need_weights_that_they_share(weights):
+    with pytest.raises(ValueError, match=f"weights '{weights}': features are kept of weights that all runs share"):
+        check(LITE.but(weights=weights))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"depth": 3}, "finish_options do not fit finish 'last_layer'"), ({}, "missing a required argument: 'strength'")],

@@ -85,11 +85,6 @@ class Classifier(Network):
         return functional.relu(features) if self.architecture == "densenet121" else features
 
     @property
-    def is_linear(self) -> bool:
-        """Whether one linear layer on the features' means gives the logits."""
-        return not self._pools_last and self.architecture != "squeezenet1_0"
-
-    @property
     def _pools_last(self) -> bool:
         return self.architecture in ("alexnet", "vgg16")
 
