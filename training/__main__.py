@@ -148,7 +148,7 @@ def probe(
     from training.probe import probe as run
 
     recipe = changed(PAPERS["minaee"].recipe(variant, robust.PROFILE).but(seed=seed), settings or [])
-    tasks = run(recipe, read_manifest(data), workdir, Choice(most, tuple(without or ()), share))
+    tasks = run(recipe, read_manifest(data), data, workdir, Choice(most, tuple(without or ()), share))
     typer.echo(probed(tasks))
 
 

@@ -107,28 +107,15 @@ def folds(data: DataSet, seed: int) -> list[Run]:
 
 def pretraining_set(pictures: Sequence[Picture], tested: Sequence[Picture]) -> DataSet:
     """Normal and diseased images (Basu 2020, Data-A) of no patient and no cluster that is tested."""
+    shut_out = {picture.patient_id for picture in tested} | {p.cluster for p in tested if p.cluster}
 
     def label(picture: Picture) -> str | None:
-        if picture.source not in NORMAL_AND_DISEASED:
+        fits = picture.source in NORMAL_AND_DISEASED and picture.split != "external"
+        if not fits or picture.patient_id in shut_out or picture.cluster in shut_out:
             return None
         return {"normal": "normal", "pneumonia": "diseased", "other_disease": "diseased"}.get(picture.finding)
 
-    return labelled(_apart(pictures, tested), label, ("normal", "diseased"))
-
-
-def untested(pictures: Sequence[Picture], tested: Sequence[Picture], classes: tuple[str, ...]) -> DataSet:
-    """The images, of any of the classes, of no patient and no cluster that is tested."""
-    return labelled(_apart(pictures, tested), partial(robust.label, classes=classes), classes)
-
-
-def _apart(pictures: Sequence[Picture], tested: Sequence[Picture]) -> list[Picture]:
-    """Those of the pictures, without `external`, that share no patient and no cluster with the tested ones."""
-    shut_out = {picture.patient_id for picture in tested} | {p.cluster for p in tested if p.cluster}
-    return [
-        picture
-        for picture in pictures
-        if picture.split != "external" and picture.patient_id not in shut_out and picture.cluster not in shut_out
-    ]
+    return labelled(pictures, label, ("normal", "diseased"))
 
 
 def validation_part(data: DataSet, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -48,7 +48,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class Images(Dataset[tuple["Tensor", Any]]):
+class Images(Dataset[tuple["Tensor", int]]):
     """Squares of a data set and their labels, as a run uses them; squares are read from their file as they are drawn.
 
     Attributes
@@ -57,8 +57,6 @@ class Images(Dataset[tuple["Tensor", Any]]):
         Shape (N,).
     strata
         Source and class of each image, as text.
-    targets
-        What a network learns to give, float32, shape (N, values), in place of the labels; or None.
     features
         What `training.frozen` gives of each image and its mirror image, where that is trained on; or None.
     """
@@ -69,17 +67,15 @@ class Images(Dataset[tuple["Tensor", Any]]):
         labels: NDArray[np.int64],
         strata: Sequence[str] | NDArray[np.str_],
         rows: NDArray[np.int64] | None = None,
-        targets: NDArray[np.float32] | None = None,
     ) -> None:
         self._squares = squares  # uint8, shape (M, side, side), maybe memory-mapped
         self._rows = np.arange(len(labels)) if rows is None else rows
-        self.labels, self.strata, self.targets = labels, np.array(strata), targets
+        self.labels, self.strata = labels, np.array(strata)
         self.features: NDArray[Any] | None = None
 
     def chosen(self, index: NDArray[np.int64]) -> Images:
         """Some of the images, in the order of `index`."""
-        targets = None if self.targets is None else self.targets[index]
-        return Images(self._squares, self.labels[index], self.strata[index], self._rows[index], targets)
+        return Images(self._squares, self.labels[index], self.strata[index], self._rows[index])
 
     def squares(self, index: NDArray[np.int64]) -> Tensor:
         """Some of the squares: uint8, shape (N, side, side)."""
@@ -88,9 +84,8 @@ class Images(Dataset[tuple["Tensor", Any]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        target = int(self.labels[index]) if self.targets is None else self.targets[index]
-        return torch.from_numpy(np.array(self._squares[self._rows[index]])), target
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(np.array(self._squares[self._rows[index]])), int(self.labels[index])
 
 
 class Training(lightning.LightningModule):

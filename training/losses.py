@@ -100,19 +100,9 @@ def reconstruction() -> Loss:
     return loss
 
 
-def imitation() -> Loss:
-    """Mean squared error between what the network says and what its teacher says, both of shape (N, values)."""
-
-    def loss(outputs: Tensor, _inputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.mse_loss(outputs.float(), targets)
-
-    return loss
-
-
 LOSSES: dict[str, Callable[..., Loss]] = {
     "zhang": zhang,
     "zhang_hierarchy": zhang_hierarchy,
     "cross_entropy": cross_entropy,
     "reconstruction": reconstruction,
-    "imitation": imitation,
 }

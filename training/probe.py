@@ -21,7 +21,8 @@ from training.evaluation.tasks import COVID19, PNEUMONIA, pneumonia_tasks, score
 from training.experiment import FOLDS, folds, labelled
 from training.finishing import balanced, regression
 from training.fit import Images
-from training.frozen import pooled_features
+from training.frozen import kept_features
+from training.localise import Localiser
 from training.models.classifier import class_scores
 from training.papers import robust
 from training.papers.paper import DataSet
@@ -57,16 +58,27 @@ class Choice:
 
 
 def probe(
-    recipe: Recipe, pictures: Sequence[Picture], workdir: Path, choice: Choice, resamples: int = RESAMPLES
+    recipe: Recipe,
+    pictures: Sequence[Picture],
+    manifest: Path,
+    workdir: Path,
+    choice: Choice,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Task]:
-    """The questions within one source, as `training.evaluation.tasks` has them, by their names."""
+    """The questions within one source, as `training.evaluation.tasks` has them, by their names.
+
+    Parameters
+    ----------
+    pictures, manifest
+        Of a manifest, and the manifest or its folder.
+    """
     data = labelled(pictures, partial(robust.label, classes=recipe.classes), recipe.classes)
     fold = np.full(len(data.labels), -1)
     for index, run in enumerate(folds(data, recipe.seed)[:FOLDS]):
         fold[run.test] = index
     kept = np.flatnonzero((fold >= 0) & _at_most(data, choice.most, recipe.seed))
     data = DataSet(tuple(data.pictures[i] for i in kept), data.labels[kept], data.classes)
-    features = pooled_features(recipe, data.pictures, workdir)
+    features = kept_features(recipe, data.pictures, workdir, Localiser(pictures, manifest, workdir))
     logits = _out_of_fold(features, data, fold[kept], recipe, _learnt_from(data, choice, recipe))
     groups = groups_of(data.pictures)
     rows = Rows(

@@ -89,9 +89,6 @@ class Recipe:
         stage in `pretraining`), or a file that an earlier pretraining wrote.
     pretraining
         Basu's first stage: the recipe (classes ``normal`` and ``diseased``) that makes the backbone's weights.
-    teacher
-        Of a pretraining without labels: the EfficientNet-Lite, frozen at its ImageNet weights, whose pooled values of
-        each image the network learns to give; empty where there are labels.
     cache_features
         Draw each image's augmentation once and compute the frozen part once; needs `trainable` to be the last layer.
     keep
@@ -135,7 +132,6 @@ class Recipe:
     augmentation: Augmentation = Augmentation()
     weights: str = "none"
     pretraining: Recipe | None = None
-    teacher: str = ""
     cache_features: bool = False
     keep: str = KEEP_LAST
     given: str = ""

@@ -27,16 +27,16 @@ from training.experiment import (
     for_task,
     plan,
     pretraining_set,
-    untested,
     validation_part,
 )
 from training.finishing import FINISHING
 from training.fit import LAST, OPTIMISERS, Images, fit, identity, place, precision, torch_device
-from training.frozen import lessons, maps, pooled_features
+from training.frozen import kept_features
+from training.localise import Localiser
 from training.losses import LOSSES
 from training.models.backbones import starting_weights
 from training.models.registry import build
-from training.papers import PAPERS, robust
+from training.papers import PAPERS
 from training.recipe import BEST_VALIDATION_ACCURACY, KEEP_LAST
 from training.schedules import SCHEDULES
 from training.scoring import round_to_half, score_pictures, transform_of
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.data.manifest import Picture
-    from training.models.network import Network
     from training.papers.paper import DataSet, Run
     from training.recipe import Recipe
 
@@ -103,7 +102,7 @@ def train(
             raise ValueError(
                 f"keep {recipe.keep!r}: run {run.name} has no validation images; set keep to {KEEP_LAST!r}"
             )
-    stock = _Stock(pictures, workdir, device, progress=progress)
+    stock = _Stock(pictures, data, workdir, device, progress=progress)
     stock.unreadable(data_set, recipe)  # refuses before anything is made
     experiment.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -210,8 +209,9 @@ def changes(recipe: Recipe, task: str) -> dict[str, tuple[Any, Any]]:
 class _Stock:
     """The images and backbones that runs share."""
 
-    def __init__(self, pictures: Sequence[Picture], workdir: Path, device: str, *, progress: bool) -> None:
+    def __init__(self, pictures: Sequence[Picture], data: Path, workdir: Path, device: str, *, progress: bool) -> None:
         self.pictures, self.workdir, self.device, self.progress = pictures, workdir, device, progress
+        self.localiser = Localiser(pictures, data, workdir)
 
     def images(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> Images:
         """The readable ones of the images, as the recipe's training uses them."""
@@ -232,26 +232,14 @@ class _Stock:
 
     def frozen(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[Any]:
         """What the recipe's frozen layers make of the readable ones of the images and their mirror images."""
-        seen = pooled_features if recipe.architecture == "Minaee2020" else maps
         known = [picture for picture in self.pictures if picture.frontal and picture.split != "external"]
         place = {picture.image_id: i for i, picture in enumerate(known)}
         rows = [place[data.pictures[i].image_id] for i in self.readable(data, index, recipe)]
-        return seen(recipe, known, self.workdir)[rows]
-
-    def _taught(self, data: DataSet, recipe: Recipe, network: Network) -> Images:
-        """All of the images with what the recipe's teacher says of each, in as many values as the network gives."""
-        images = self.images(data, np.arange(len(data.labels)), recipe)
-        teacher = PAPERS["minaee"].recipe(recipe.teacher, robust.PROFILE)
-        features = self.frozen(data, np.arange(len(data.labels)), teacher)
-        images.targets = lessons(features, len(network.score_names) // 2, recipe.seed)
-        return images
+        return kept_features(recipe, known, self.workdir, self.localiser)[rows]
 
     def backbone(self, recipe: Recipe, tested: Sequence[Picture], seed: int) -> Path:
         """File of a backbone trained by Basu's first stage on images of no patient that is tested; made once."""
-        if recipe.teacher:
-            data = untested(self.pictures, tested, recipe.classes)
-        else:
-            data = pretraining_set(self.pictures, tested)
+        data = pretraining_set(self.pictures, tested)
         what = records.plain(recipe.but(paper="", variant="", profile=""))
         names = sorted(picture.image_id for picture in data.pictures)
         digest = hashlib.sha256(json.dumps([what, names, seed], sort_keys=True).encode()).hexdigest()[:16]
@@ -263,18 +251,13 @@ class _Stock:
                 return file
             torch.manual_seed(seed)
             network = build(recipe.architecture, recipe.options)
-            if recipe.teacher:
-                trained, validation = np.arange(len(data.labels)), None
-                images = self._taught(data, recipe, network)
-            else:
-                trained, held = validation_part(data, seed)
-                images, validation = self.images(data, trained, recipe), self.images(data, held, recipe)
+            trained, held = validation_part(data, seed)
             figures = fit(
                 network,
                 recipe,
-                images,
+                self.images(data, trained, recipe),
                 folder,
-                validation=validation,
+                validation=self.images(data, held, recipe),
                 seed=seed,
                 device=self.device,
                 progress=self.progress,
@@ -310,6 +293,7 @@ def _one(
     torch.manual_seed(seed)
     network = build(recipe.architecture, recipe.options)
     starting_weights(weights, network)
+    stock.localiser.teach(network, recipe)
     wanted = [recipe.classes.index(name) for name in recipe.train_on or recipe.classes]
     trained = run.train[np.isin(data.labels[run.train], wanted)]
     images = stock.images(data, trained, recipe)

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from training.data.manifest import Picture
+from training.data.outlines import outlines
 from training.evaluation import lungs as module
-from training.evaluation.lungs import AS_IT_IS, BLANKED, BOXES_BLANKED, ONLY, lung_share, lungs, outlines, variants
+from training.evaluation.lungs import AS_IT_IS, BLANKED, BOXES_BLANKED, ONLY, lung_share, lungs, variants
 from training.evaluation.randomisation import Randomisation, heatmaps, layers, randomised, similarity, steps
 from training.evaluation.tasks import Scored
 from training.models.network import Network

@@ -1,9 +1,10 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from training.data.manifest import Picture
@@ -325,6 +326,29 @@ def test_a_question_within_collections_is_answered_by_the_mean_of_standardised_o
     others = alone.outputs[~here]
     expected = (alone.outputs[here] - others.mean()) / others.std()
     assert together([first], COVID19, PNEUMONIA).scores[here] == pytest.approx(expected)
+
+
+def test_a_network_weighs_what_it_tells_in_the_other_folds():
+    def wrong(picture: Picture, rng: np.random.Generator) -> float:
+        return rng.random() - (picture.finding == COVID19)
+
+    def more(by: float) -> Callable[[Picture, np.random.Generator], float]:
+        return lambda picture, rng: rng.random() + by * (picture.finding == COVID19)
+
+    right, useless, weak = asked(more(0.7)), asked(wrong), asked(more(0.3))
+    alone = together([right], COVID19, PNEUMONIA)
+    assert together([right, useless], COVID19, PNEUMONIA).scores == pytest.approx(alone.scores, abs=1e-6)
+    both = together([right, weak], COVID19, PNEUMONIA)
+    here = both.runs == "fold0"
+    one, other = (both_answers(member, COVID19, PNEUMONIA) for member in (right, weak))
+    apart = []
+    for member in (one, other):
+        truth = member.finding(COVID19)
+        apart.append(norm.ppf(roc_auc_score(truth[~here], member.outputs[~here])))
+    standardised = [
+        (member.outputs[here] - member.outputs[~here].mean()) / member.outputs[~here].std() for member in (one, other)
+    ]
+    assert both.scores[here] == pytest.approx(np.average(standardised, axis=0, weights=apart))
 
 
 def test_the_final_networks_are_calibrated_on_what_was_out_of_fold():

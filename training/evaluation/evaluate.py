@@ -166,8 +166,7 @@ def _experiment(
             else own_task(member.out_of_fold, forests, resamples)
         )
         asked = member.out_of_fold.those(lambda picture: picture.finding in (COVID19, PNEUMONIA))
-        place = data if data.is_dir() else data.parent
-        found["lungs"] = lungs(folder, recipe, asked, place, heatmap_images=heatmap_images, resamples=resamples)
+        found["lungs"] = lungs(folder, recipe, asked, data, heatmap_images=heatmap_images, resamples=resamples)
     if with_folds:
         out_of_fold = scored(rows.chosen(rows.runs != FINAL), recipe, record["task"], pictures, PNEUMONIA)
         if out_of_fold is not None:

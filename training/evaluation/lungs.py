@@ -1,7 +1,7 @@
 """Whether the score needs the lungs, the heatmaps lie on them, and the heatmaps come from what the network has learnt.
 
-Asked of the images whose lungs are outlined (`masks/IMAGE_ID.png`, else the boxes of `lung_boxes.json`), each of the
-fold's network that never saw its patient.
+Asked of the images whose lungs are outlined (`training.data.outlines`), each of the fold's network that never saw its
+patient.
 
 - A blanked region takes the mean of what is kept, so that nothing of it is left in the grey of the blank. The lungs'
   silhouette is left, and it can tell something by itself; `lung boxes blanked` takes the silhouette away too. `lungs
@@ -12,85 +12,33 @@ fold's network that never saw its patient.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
-from torch.nn import functional
 
+from training.data.outlines import BOXES, MASKS, lung_share, outlines
 from training.data.squares import pixels_of
 from training.evaluation import statistics
 from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.randomisation import Randomisation, heatmaps
 from training.evaluation.rows import answer
-from training.models.preprocess import square
 from training.scoring import load_network, score_images, transform_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from training.data.manifest import Picture
     from training.evaluation.shape import Energy, Lungs
     from training.evaluation.tasks import Scored
-    from training.models.preprocess import Preprocess
     from training.recipe import Recipe
 
-MASKS, BOXES = "masks", "lung_boxes.json"
 AS_IT_IS, BLANKED, BOXES_BLANKED, ONLY = "as it is", "lungs blanked", "lung boxes blanked", "lungs only"
 HEATMAP_IMAGES = 60  # a map by occlusion costs as much as the scores of some fifty images
 RANDOMISED_IMAGES = 12
 _SEED = 20
-
-
-class Outline(NamedTuple):
-    """Where the lungs are: `inside` has the image's own shape (H, W); `origin` is "mask" or "boxes"."""
-
-    origin: str
-    inside: NDArray[np.bool_]
-
-
-def outlines(folder: Path, pictures: Sequence[Picture]) -> dict[str, Outline]:
-    """The outlines by image id; an image without one, or without lungs in it, is left out.
-
-    `masks` and `lung_boxes.json` are looked for in the folder of the manifest, of the image, and the one above that.
-    """
-    boxes_in = cache(_boxes)
-    found: dict[str, Outline] = {}
-    for picture in pictures:
-        for place in (folder, *picture.path.absolute().parents[:2]):
-            mask, boxes = place / MASKS / f"{picture.image_id}.png", boxes_in(place).get(picture.image_id)
-            if mask.is_file():
-                height, width = pixels_of(picture).shape
-                with Image.open(mask) as image:
-                    drawn = image.convert("L").resize((width, height), Image.Resampling.NEAREST)
-                found[picture.image_id] = Outline("mask", np.asarray(drawn) > 0)
-                break
-            if boxes:
-                inside = np.zeros(pixels_of(picture).shape, dtype=bool)
-                for left, top, width, height in boxes:
-                    rows = slice(max(round(top), 0), max(round(top + height), 0))
-                    inside[rows, max(round(left), 0) : max(round(left + width), 0)] = True
-                found[picture.image_id] = Outline("boxes", inside)
-                break
-    return {image_id: outline for image_id, outline in found.items() if outline.inside.any()}
-
-
-def _boxes(place: Path) -> dict[str, list[tuple[float, float, float, float]]]:
-    """(left, top, width, height) of each lung in pixels of the image, by image id."""
-    file = place / BOXES
-    if not file.is_file():
-        return {}
-    return {
-        image_id: [tuple(lung["box"]) for lung in lungs_of]
-        for image_id, lungs_of in json.loads(file.read_text(encoding="utf-8")).items()
-    }
 
 
 def variants(pixels: NDArray[np.float32], inside: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
@@ -108,19 +56,11 @@ def _blanked(pixels: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[
     return np.where(region, grey, pixels).astype(np.float32)
 
 
-def lung_share(inside: NDArray[np.bool_], transform: Preprocess, cells: Sequence[int]) -> Tensor:
-    """How much of each cell of a heatmap is lung; the cells tile the network's input."""
-    start = (transform.resize - transform.crop) // 2
-    window = slice(start, start + transform.crop)
-    seen = square(inside.astype(np.float32), transform.resize)[:, window, window]
-    return functional.adaptive_avg_pool2d(seen[None], (cells[0], cells[1]))[0, 0]
-
-
 def lungs(
     experiment: Path,
     recipe: Recipe,
     asked: Scored,
-    folder: Path,
+    data: Path,
     *,
     positive: str = "covid19",
     heatmap_images: int = HEATMAP_IMAGES,
@@ -134,10 +74,10 @@ def lungs(
     asked
         Out-of-fold images of two classes; those with outlined lungs are taken, all for the blanking, `heatmap_images`
         by `seed` for the heatmaps' energy, and the first few of these for the randomisation check.
-    folder
-        Of the manifest; see `outlines`.
+    data
+        The manifest, or its folder; see `outlines`.
     """
-    outlined = outlines(folder, asked.pictures)
+    outlined = outlines(data, asked.pictures)
     shown = asked.those(lambda picture: picture.image_id in outlined)
     if not len(shown):
         return {"absent": f"no image has outlined lungs: no {MASKS} and no {BOXES} beside the manifest or the images"}

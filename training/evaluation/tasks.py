@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.special import expit, logit
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 
 from training.data.splits import fold_of, groups_of
 from training.evaluation import statistics
@@ -393,14 +395,17 @@ def combined(members: Sequence[tuple[Scored, Scored | None]]) -> tuple[Scored, S
 
 
 def together(members: Sequence[Scored], positive: str, negative: str) -> Scored:
-    """The mean of what the networks say of `both_answers`, in deviations of what they say of the other folds' images.
+    """The weighted mean of what the networks say of `both_answers`, in deviations of what they say of the other folds.
 
-    Nothing is fitted on the answers: of a few dozen images that would differ from fold to fold by chance.
+    A network weighs as much as the two answers lie apart in what it says of the other folds: `_apart`. Nothing else is
+    fitted on the answers: of a few dozen images that would differ from fold to fold by chance.
     """
     asked = [both_answers(member, positive, negative) for member in members]
     shown = _shared(asked)
-    mean = np.mean([_of(member, _standardised(member), shown) for member in asked], axis=0)
-    return Scored(shown.pictures, "mean standardised output", mean, mean, shown.runs)
+    weights = np.stack([_of(member, _apart(member, positive), shown) for member in asked])
+    values = np.stack([_of(member, _standardised(member), shown) for member in asked])
+    mean = (weights * values).sum(axis=0) / weights.sum(axis=0)
+    return Scored(shown.pictures, "weighted mean of standardised outputs", mean, mean, shown.runs)
 
 
 def _standardised(member: Scored) -> NDArray[np.float64]:
@@ -409,6 +414,24 @@ def _standardised(member: Scored) -> NDArray[np.float64]:
         here = member.runs == run
         others = member.outputs[~here]
         found[here] = (member.outputs[here] - others.mean()) / (others.std() or 1.0)
+    return found
+
+
+def _apart(member: Scored, positive: str) -> NDArray[np.float64]:
+    """How many deviations the two answers lie apart in the other folds, shape (N,): probit of the AUC, at least 0.
+
+    The mean over the collections that hold both; a network that tells nothing weighs nothing, beside others.
+    """
+    truth, source = member.finding(positive), np.array([picture.source for picture in member.pictures])
+    found = np.zeros(len(member))
+    for run in np.unique(member.runs):
+        here = member.runs == run
+        areas = [
+            roc_auc_score(truth[those], member.outputs[those])
+            for name in np.unique(source)
+            if 0 < truth[those := ~here & (source == name)].sum() < those.sum()
+        ]
+        found[here] = norm.ppf(np.clip(areas, 0.5 + _EPSILON, 1 - _EPSILON)).mean() if areas else _EPSILON
     return found
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from training.models.classifier import Classifier
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, stage_maps
+from training.models.lungs import Lungs, pooled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,8 @@ class Minaee2020(Classifier):
         Blocks of an EfficientNet-Lite, counted from 0, of whose maps the last layer reads the mean and, if wanted, the
         deviation of each channel; blocks after the last of them are left out. No levels, as in the paper: the mean of
         the last map.
+    lungs
+        Whether they are read over the lungs only (`training.models.lungs`), not over the whole map.
     """
 
     def __init__(
@@ -43,16 +46,21 @@ class Minaee2020(Classifier):
         levels: tuple[int, ...] = (),
         *,
         deviation: bool = True,
+        lungs: bool = False,
     ) -> None:
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is not known; known: {', '.join(BACKBONES)}")
         if not 0 < stride <= occluder <= 1:
             raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
+        if lungs and not levels:
+            raise ValueError("lungs are told of the maps of levels: give levels")
         super().__init__(backbone, classes)
         self.occluder, self.stride = occluder, stride
         self.levels, self.deviation = tuple(levels), deviation
         if self.levels:
             self._read(self.levels)
+        if lungs:
+            self.lungs = Lungs([CHANNELS[backbone][level] for level in levels])
 
     def _read(self, levels: tuple[int, ...]) -> None:
         """Cut the backbone after the last of the levels, and let the last layer read what is pooled of all."""
@@ -64,11 +72,13 @@ class Minaee2020(Classifier):
     def _features(self, x: Tensor) -> Tensor:
         if not self.levels:
             return super()._features(x)
-        found = []
-        for one in stage_maps(self.backbone.features, self.levels, x):
-            deviation, mean = torch.std_mean(one, dim=(2, 3), correction=0)
-            found += [mean, deviation] if self.deviation else [mean]
-        return torch.cat(found, dim=1)[:, :, None, None]
+        maps = self.lung_maps(x)
+        inside = None if self.lungs is None else self.lungs(maps)
+        return pooled(maps, inside, deviation=self.deviation)[:, :, None, None]
+
+    def lung_maps(self, x: Tensor) -> list[Tensor]:
+        """What the lungs are told of, and what is read."""
+        return stage_maps(self.backbone.features, self.levels, x)
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
         """`features`, the map (or its pooled values) in front of the last layer, and `input`, which occlusion needs."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from training.models.lungs import Lungs
+
 
 class Network(nn.Module, ABC):
     """A method's network, as training, evaluation and service use it.
@@ -20,10 +22,16 @@ class Network(nn.Module, ABC):
         Names of the scores, in the paper's own terms, that `scores` gives.
     backbone_name
         torchvision's name of the backbone, or empty where the network has none.
+    lungs
+        What tells the lungs of `lung_maps`, in networks that read them only.
     """
 
     score_names: tuple[str, ...]
     backbone_name: str = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lungs: Lungs | None = None
 
     @abstractmethod
     def embed(self, x: Tensor) -> dict[str, Tensor]:
@@ -56,6 +64,10 @@ class Network(nn.Module, ABC):
         """Raw outputs and named intermediates."""
         intermediates = self.embed(x)
         return self.judge(intermediates), intermediates
+
+    def lung_maps(self, x: Tensor) -> list[Tensor]:
+        """The maps that `lungs` reads, of images as `embed` takes them, with three channels."""
+        raise ValueError(f"{type(self).__name__} tells no lungs")
 
     def backbone_state(self) -> dict[str, Tensor]:
         """Weights of the backbone without its last layer, by torchvision's names; empty where there is none."""

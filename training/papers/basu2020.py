@@ -34,6 +34,8 @@ TRAINABLE = {
     "alexnet": ("backbone.features.10", "backbone.classifier"),
 }
 VARIANTS = tuple(TRAINABLE)
+# In profile robust, which has none of the paper's: its ImageNet weights come from the package index.
+FURTHER = ("efficientnet_lite0",)
 CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
 # Data-B (Table I) and the six diseases, 50 images each, of its class other_disease.
 IMAGES = {"normal": 350, "pneumonia": 322, "other_disease": 300, "covid19": 305}
@@ -83,7 +85,7 @@ def first_stage(architecture: str, backbone: str, profile: str) -> Recipe:
 
 def recipe(variant: str, profile: str) -> Recipe:
     """The second stage, which holds the first."""
-    check_known(variant, VARIANTS, profile)
+    check_known(variant, FURTHER if profile == robust.PROFILE else VARIANTS, profile)
     paper = Recipe(
         paper="basu",
         variant=variant,
@@ -100,13 +102,13 @@ def recipe(variant: str, profile: str) -> Recipe:
         batch=32,
         optimiser="sgd",
         optimiser_options={"momentum": 0.9},
-        trainable=TRAINABLE[variant],
+        trainable=TRAINABLE.get(variant, ()),
         augmentation=AUGMENTATION,
         weights="pretraining",
         pretraining=first_stage("Basu2020", variant, profile),
     )
     if profile == robust.PROFILE:
-        return robust.basu(paper, variant)
+        return robust.basu(paper)
     if profile == "paper":
         return paper
     return paper.but(

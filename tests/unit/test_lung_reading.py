@@ -1,0 +1,149 @@
+"""Networks that tell the lungs themselves, and read them only."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.unit.test_networks import quick
+from training.data.manifest import Picture
+from training.data.squares import pixels_of
+from training.frozen import kept_features
+from training.localise import Localiser
+from training.models.basu import Basu2020
+from training.models.lungs import Lungs, cells_of, on, pooled
+from training.models.minaee import Minaee2020
+from training.models.registry import build
+from training.models.zhang import Zhang2020
+from training.papers import PAPERS, robust
+from training.scoring import transform_of
+
+LITE = PAPERS["minaee"].recipe("efficientnet_lite0", robust.PROFILE)
+TOY = LITE.but(
+    resize=64, crop=64, resolution=0, weights="none", options=LITE.options | {"levels": [2, 5], "lungs": True}
+)
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_one_linear_layer_tells_every_cell():
+    lungs, maps = Lungs([3, 2]), [drawn(1, 2, 3, 8, 8), drawn(2, 2, 2, 4, 4)]
+    lungs.take(torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0]), 0.25)
+    expected = cells_of(maps) @ torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0]) + 0.25
+    assert torch.allclose(lungs(maps).flatten(), torch.sigmoid(expected), atol=1e-6)
+
+
+def test_what_is_read_is_weighed_by_the_lungs():
+    one = drawn(3, 1, 2, 4, 4)
+    lungs = torch.zeros(1, 1, 8, 8)
+    lungs[:, :, :4] = 1  # the upper half
+    found = pooled([one], lungs, deviation=True)
+    upper = one[:, :, :2]
+    expected = torch.cat([upper.mean((2, 3)), upper.std((2, 3), correction=0)], dim=1)
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert torch.equal(on(lungs, one)[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    everywhere = pooled([one], None, deviation=False)
+    assert torch.allclose(everywhere, one.mean((2, 3)), atol=1e-6)
+
+
+def test_where_there_are_no_lungs_nothing_is_read():
+    assert pooled([drawn(4, 1, 2, 4, 4)], torch.zeros(1, 1, 4, 4), deviation=True).abs().max() == 0
+
+
+@pytest.mark.parametrize("network", [Minaee2020, Basu2020])
+def test_lungs_need_maps(network):
+    with pytest.raises(ValueError, match="lungs are told of the maps of levels"):
+        network("efficientnet_lite0", lungs=True)
+
+
+def test_zhangs_lungs_need_maps():
+    with pytest.raises(ValueError, match="lungs are told of the maps of levels"):
+        Zhang2020(lungs=True)
+
+
+def test_what_lies_outside_the_lungs_weighs_nothing():
+    network = quick("Zhang2020", trunk="efficientnet_lite0", levels=[2, 5], lungs=True)
+    x = drawn(6, 1, 1, 64, 64)
+    maps = network.lung_maps(x.expand(-1, 3, -1, -1))
+    seen = network.embed(x)["features"]
+    assert torch.allclose(seen, network.trunk(x.expand(-1, 3, -1, -1)) * on(network.lungs(maps), maps[-1]), atol=1e-6)
+    with torch.no_grad():
+        network.lungs.cells[0].bias.fill_(-100)
+    assert network.embed(x)["features"].abs().max() < 1e-6
+
+
+# How the lungs are learnt
+
+
+@pytest.fixture(scope="module")
+def outlined(tmp_path_factory) -> tuple[Path, list[Picture]]:
+    """Bright "lungs" on a dark ground, twelve of fourteen with a mask; the last two are of `val`."""
+    folder = tmp_path_factory.mktemp("outlined")
+    (folder / "masks").mkdir()
+    rng = np.random.default_rng(0)
+    shown = []
+    for index in range(14):
+        pixels, inside = rng.integers(0, 60, (80, 80)), np.zeros((80, 80), dtype=bool)
+        top = int(rng.integers(8, 30))
+        inside[top : top + 36, 10:32] = inside[top : top + 36, 46:70] = True
+        pixels[inside] += 150
+        file = folder / f"i{index}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+        if index < 12:
+            Image.fromarray(inside).save(folder / "masks" / file.name)
+        shown.append(
+            Picture(f"i{index}", file, "train" if index < 12 else "val", "cohen", f"p{index}", "covid19", "PA")
+        )
+    return folder, shown
+
+
+def test_the_lungs_are_learnt_from_masks_once(outlined, tmp_path):
+    folder, shown = outlined
+    torch.manual_seed(4)
+    network = build("Minaee2020", TOY.options).eval()
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    name = Localiser(shown, folder, tmp_path).teach(network, TOY)
+    with torch.no_grad():
+        for picture in shown[12:]:
+            x = transform_of(TOY)(pixels_of(picture))[None]
+            told = network.lungs(network.lung_maps(x.expand(-1, 3, -1, -1)))[0, 0]
+            bright = torch.nn.functional.adaptive_avg_pool2d(x, told.shape)[0, 0] > 0  # centred grey levels
+            assert ((told > 0.5) == bright).float().mean() > 0.85
+    changed = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, state[key])}
+    assert changed == {key for key in state if key.startswith("lungs.")}
+    again = build("Minaee2020", TOY.options)
+    assert Localiser(shown, folder, tmp_path).teach(again, TOY) == name, "fitted of the same images, it is taken again"
+    assert all(torch.equal(again.lungs.state_dict()[key], tensor) for key, tensor in network.lungs.state_dict().items())
+    assert Localiser(shown[1:], folder, tmp_path).teach(again, TOY) != name
+    plain = build("Minaee2020", {"backbone": "efficientnet_lite0"})
+    assert Localiser(shown, folder, tmp_path).teach(plain, TOY) == ""
+
+
+def test_without_masks_the_lungs_cannot_be_learnt(outlined, tmp_path):
+    folder, shown = outlined
+    network = build("Minaee2020", TOY.options)
+    for pictures in (shown[12:], [replace(one, view="LATERAL") for one in shown]):
+        with pytest.raises(ValueError, match=r"no frontal image of split train has its lungs outlined; put masks/"):
+            Localiser(pictures, folder, tmp_path).teach(network, TOY)
+
+
+def test_kept_features_are_of_the_lungs(outlined, tmp_path):
+    folder, shown = outlined
+    localiser = Localiser(shown, folder, tmp_path)
+    torch.manual_seed(5)
+    kept = kept_features(TOY, shown[:3], tmp_path, localiser)
+    torch.manual_seed(5)
+    network = build("Minaee2020", TOY.options).eval()
+    localiser.teach(network, TOY)
+    x = torch.stack([transform_of(TOY)(pixels_of(one)) for one in shown[:3]])
+    with torch.no_grad():
+        for side, seen in enumerate((x, x.flip(-1))):
+            # squares are kept as bytes
+            assert network.embed(seen)["features"].flatten(1).numpy() == pytest.approx(
+                kept[:, side], rel=0.05, abs=0.02
+            )
