@@ -139,7 +139,7 @@ def probe(
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE: a field of the recipe.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="A collection that is not learnt from.")] = None,
     share: Annotated[float, typer.Option(help="Share of cohen's patients that is learnt from.")] = 1.0,
-    most: Annotated[int, typer.Option(help="Images of a collection at most.")] = 1000,
+    most: Annotated[int, typer.Option(help="Images of a collection at most; 0: all.")] = 1000,
 ) -> None:
     """Ask a linear layer on frozen features the questions within one source: a try of minutes."""
     from training.data.manifest import read_manifest

@@ -36,6 +36,16 @@ _SEEN_BY = ("weights", "resize", "crop", "resolution", "standardise")
 _READ_BY = ("levels", "deviation", "lungs")
 
 
+def shared_features(
+    recipe: Recipe, wanted: Sequence[Picture], pictures: Sequence[Picture], workdir: Path, localiser: Localiser
+) -> NDArray[np.floating[Any]]:
+    """`kept_features` of the wanted ones, made for all frontal pictures of a manifest but those of split external."""
+    known = [picture for picture in pictures if picture.frontal and picture.split != "external"]
+    place = {picture.image_id: i for i, picture in enumerate(known)}
+    features = kept_features(recipe, known, workdir, localiser)
+    return features[[place[picture.image_id] for picture in wanted]]
+
+
 def kept_features(
     recipe: Recipe, pictures: Sequence[Picture], workdir: Path, localiser: Localiser
 ) -> NDArray[np.floating[Any]]:

@@ -89,6 +89,7 @@ class Localiser:
 
     @torch.inference_mode()
     def _fit(self, network: Network, lungs: Lungs, recipe: Recipe, masks: dict[str, Outline]) -> None:
+        training = network.training
         network.eval()
         transform = transform_of(recipe)
         values, inside = [], []
@@ -105,3 +106,4 @@ class Localiser:
         weight = fitted.coef_[0] / scaler.scale_
         bias = fitted.intercept_[0] - weight @ scaler.mean_
         lungs.take(torch.from_numpy(weight).float(), float(bias))
+        network.train(training)

@@ -21,7 +21,7 @@ from training.evaluation.tasks import COVID19, PNEUMONIA, pneumonia_tasks, score
 from training.experiment import FOLDS, folds, labelled
 from training.finishing import balanced, regression
 from training.fit import Images
-from training.frozen import kept_features
+from training.frozen import kept_features, shared_features
 from training.localise import Localiser
 from training.models.classifier import class_scores
 from training.papers import robust
@@ -45,7 +45,8 @@ class Choice:
     Attributes
     ----------
     most
-        Images of a collection at most, drawn by the recipe's seed; the folds are those of all.
+        Images of a collection at most, drawn by the recipe's seed; the folds are those of all. 0: all of them, by the
+        features that trainings keep.
     without
         Collections that are not learnt from.
     share
@@ -78,7 +79,11 @@ def probe(
         fold[run.test] = index
     kept = np.flatnonzero((fold >= 0) & _at_most(data, choice.most, recipe.seed))
     data = DataSet(tuple(data.pictures[i] for i in kept), data.labels[kept], data.classes)
-    features = kept_features(recipe, data.pictures, workdir, Localiser(pictures, manifest, workdir))
+    localiser = Localiser(pictures, manifest, workdir)
+    if choice.most:
+        features = kept_features(recipe, data.pictures, workdir, localiser)
+    else:
+        features = shared_features(recipe, data.pictures, pictures, workdir, localiser)
     logits = _out_of_fold(features, data, fold[kept], recipe, _learnt_from(data, choice, recipe))
     groups = groups_of(data.pictures)
     rows = Rows(
@@ -105,7 +110,7 @@ def _at_most(data: DataSet, most: int, seed: int) -> NDArray[np.bool_]:
     taken = np.zeros(len(source), dtype=bool)
     for name in np.unique(source):
         members = np.flatnonzero(source == name)
-        taken[members[np.argsort(place[members])][:most]] = True
+        taken[members[np.argsort(place[members])][: most or None]] = True
     return taken
 
 

@@ -31,7 +31,7 @@ from training.experiment import (
 )
 from training.finishing import FINISHING
 from training.fit import LAST, OPTIMISERS, Images, fit, identity, place, precision, torch_device
-from training.frozen import kept_features
+from training.frozen import shared_features
 from training.localise import Localiser
 from training.losses import LOSSES
 from training.models.backbones import starting_weights
@@ -232,10 +232,8 @@ class _Stock:
 
     def frozen(self, data: DataSet, index: NDArray[np.int64], recipe: Recipe) -> NDArray[Any]:
         """What the recipe's frozen layers make of the readable ones of the images and their mirror images."""
-        known = [picture for picture in self.pictures if picture.frontal and picture.split != "external"]
-        place = {picture.image_id: i for i, picture in enumerate(known)}
-        rows = [place[data.pictures[i].image_id] for i in self.readable(data, index, recipe)]
-        return kept_features(recipe, known, self.workdir, self.localiser)[rows]
+        wanted = [data.pictures[i] for i in self.readable(data, index, recipe)]
+        return shared_features(recipe, wanted, self.pictures, self.workdir, self.localiser)
 
     def backbone(self, recipe: Recipe, tested: Sequence[Picture], seed: int) -> Path:
         """File of a backbone trained by Basu's first stage on images of no patient that is tested; made once."""

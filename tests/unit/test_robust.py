@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -29,7 +31,7 @@ from training.models.zhang import Scores, classification_loss, deviation_loss
 from training.papers import PAPERS, robust
 from training.papers.basu2020 import FURTHER
 from training.records import read_record, read_scores
-from training.scoring import score_pictures, transform_of
+from training.scoring import load_network, score_pictures, transform_of
 from training.shipped import load_shipped
 from training.train import check
 
@@ -296,3 +298,30 @@ def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
     shown = [one for one in read_manifest(collection) if one.split == "val"][:3]
     for one, given in zip(shown, score_pictures(network, transform, shown), strict=True):
         assert given == pytest.approx(scores["final"][one.image_id], rel=1e-5)
+
+
+def test_dense_layers_learn_from_what_lies_on_the_lungs(collection, tmp_path):
+    data = Path(shutil.copytree(collection, tmp_path / "data"))
+    (data / "masks").mkdir()
+    inside = np.zeros((70, 70), dtype=bool)
+    inside[5:65, 5:65] = True
+    for index in range(5, 9):
+        Image.fromarray(inside).save(data / "masks" / f"nih-normal-{index}.png")
+    options = {"backbone": "efficientnet_lite0", "classes": THREE, "dense": 16, "levels": [5, 8], "lungs": True}
+    experiment = Path(
+        invoke(
+            "train", "basu", "--variant", "efficientnet_lite0", "--profile", "robust", "--protocol", "folds",
+            "--data", str(data), "--workdir", str(tmp_path), *TOY_LITE[:-2], "--set", f"options={json.dumps(options)}",
+            "--set", "epochs=3", "--set", "images_per_epoch=64", "--set", "batch=16",
+        ).strip()
+    )  # fmt: skip
+    (kept,) = (tmp_path / "lungs").glob("*.safetensors")
+    layer = load_file(kept)
+    for run in ("fold0", "final"):
+        network = load_network(experiment, run)
+        assert all(torch.allclose(t, layer[name], rtol=1e-3) for name, t in network.lungs.state_dict().items())
+        seen = network.embed(torch.full((1, 1, 64, 64), -1.0))
+        assert set(network.heatmaps(seen)) == {"pneumonia", "covid19"}
+    scores = read_scores(experiment)
+    found = [(one["p_covid19"], name) for run in scores if run != "final" for name, one in scores[run].items()]
+    assert roc_auc_score(["covid19" in name for _, name in found], [score for score, _ in found]) > 0.8
