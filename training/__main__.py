@@ -82,7 +82,7 @@ def train(
     """Train a paper's method and score its test images."""
     from training.train import train as run
 
-    recipe = PAPERS[paper].recipe(variant or PAPERS[paper].variants[0], profile).but(seed=seed)
+    recipe = PAPERS[paper].recipe(variant or PAPERS[paper].variants_of(profile)[0], profile).but(seed=seed)
     recipe = changed(recipe, settings or [])
     progress = sys.stderr.isatty()
     where = run(recipe, data, workdir, protocol=protocol, task=task, resume=resume, device=device, progress=progress)

@@ -13,8 +13,9 @@ from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
 
 from training.augment import augment
-from training.models.classifier import LAST_LAYER, Classifier
+from training.models.classifier import LAST_LAYER
 from training.models.jahan import COMPONENTS, Jahan2022
+from training.models.minaee import Minaee2020
 from training.recipe import BY_SOURCE_AND_CLASS, NO_BALANCE, Augmentation
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def last_layer(network: Network, recipe: Recipe, images: Images, _seed: int, *, 
     strength
         See `regression`.
     """
-    if not isinstance(network, Classifier) or images.features is None:
+    if not isinstance(network, Minaee2020) or images.features is None:
         raise ValueError(f"{recipe.paper} {recipe.variant} has no frozen features that a last layer could be fitted on")
     scaler, fitted = regression(images.features, images.labels, balanced(images, recipe.balance), strength)
     if len(fitted.classes_) != len(recipe.classes):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from training.data.squares import alone, load_squares
+from training.localise import SEEN_BY, Localiser
 from training.models.backbones import starting_weights
 from training.models.minaee import Minaee2020
 from training.models.preprocess import standardise
@@ -27,12 +28,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from training.data.manifest import Picture
-    from training.localise import Localiser
     from training.models.network import Network
     from training.recipe import Recipe
 
 _BATCH = 16
-_SEEN_BY = ("weights", "resize", "crop", "resolution", "standardise")
+_POOLED, _MAPS = "pooled", "maps"
 _READ_BY = ("levels", "deviation", "lungs")
 
 
@@ -58,8 +58,8 @@ def kept_features(
     network = build(recipe.architecture, recipe.options)
     starting_weights(recipe.weights, network)
     lungs = localiser.teach(network, recipe)
-    what = "pooled" if isinstance(network, Minaee2020) else "maps"
-    how = {name: plain(recipe)[name] for name in _SEEN_BY} | {name: recipe.options.get(name) for name in _READ_BY}
+    what = _POOLED if isinstance(network, Minaee2020) else _MAPS
+    how = {name: plain(recipe)[name] for name in SEEN_BY} | {name: recipe.options.get(name) for name in _READ_BY}
     names = [[picture.image_id, picture.sha256] for picture in pictures]
     digest = hashlib.sha256(json.dumps([network.backbone_name, what, how, lungs, names]).encode()).hexdigest()[:16]
     file = workdir / "features" / f"{digest}.npy"
@@ -68,14 +68,16 @@ def kept_features(
         if not file.is_file():
             part = file.with_suffix(".part")
             with part.open("wb") as out:
-                np.save(out, _made(network, recipe, pictures, workdir))
+                np.save(out, _made(network, what, recipe, pictures, workdir))
             part.replace(file)
     found: NDArray[np.floating[Any]] = np.load(file)
     return found
 
 
 @torch.inference_mode()
-def _made(network: Network, recipe: Recipe, pictures: Sequence[Picture], workdir: Path) -> NDArray[np.floating[Any]]:
+def _made(
+    network: Network, what: str, recipe: Recipe, pictures: Sequence[Picture], workdir: Path
+) -> NDArray[np.floating[Any]]:
     fused = _fused(network.eval().to(memory_format=torch.channels_last))
     squares, _ = load_squares(pictures, recipe.resize, workdir / "squares", recipe.resolution)
     start = (recipe.resize - recipe.crop) // 2
@@ -88,7 +90,7 @@ def _made(network: Network, recipe: Recipe, pictures: Sequence[Picture], workdir
         inputs = standardise(pixels, recipe.standardise).expand(-1, 3, -1, -1)
         x = torch.cat([inputs, inputs.flip(-1)]).contiguous(memory_format=torch.channels_last)
         features = fused.embed(x)["features"]
-        features = features.flatten(1) if features.shape[-2:] == (1, 1) else features.half()
+        features = features.flatten(1) if what == _POOLED else features.half()
         both = torch.stack(features.chunk(2), dim=1).numpy()
         if found is None:  # made at once: parts scattered among what is not kept would hold on to the memory of both
             found = np.zeros((len(pictures), *both.shape[1:]), dtype=both.dtype)

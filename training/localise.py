@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SPLIT = "train"
 _STRENGTH = 0.01
 _STEPS = 200
-_SEEN_BY = ("weights", "resize", "crop", "resolution", "standardise")
+SEEN_BY = ("weights", "resize", "crop", "resolution", "standardise")  # what decides how an image is seen
 
 
 class Localiser:
@@ -57,10 +57,10 @@ class Localiser:
         """
         if network.lungs is None:
             return ""
-        masks = self._masks()
+        masks = self.masks()
         what = [
             network.backbone_name, recipe.options["levels"],
-            {name: plain(recipe)[name] for name in _SEEN_BY},
+            {name: plain(recipe)[name] for name in SEEN_BY},
             [[one.image_id, one.sha256, hashlib.sha256(masks[one.image_id].inside.tobytes()).hexdigest()]
              for one in self._pictures if one.image_id in masks],
         ]  # fmt: skip
@@ -76,7 +76,8 @@ class Localiser:
         network.lungs.load_state_dict(safetensors.torch.load_file(file))
         return digest
 
-    def _masks(self) -> dict[str, Outline]:
+    def masks(self) -> dict[str, Outline]:
+        """The outlines that are fitted on, by image id; ValueError where there are none."""
         if self._outlined is None:
             found = outlines(self._data, self._pictures)
             self._outlined = {name: outline for name, outline in found.items() if outline.origin == OF_MASK}

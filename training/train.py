@@ -104,6 +104,8 @@ def train(
             )
     stock = _Stock(pictures, data, workdir, device, progress=progress)
     stock.unreadable(data_set, recipe)  # refuses before anything is made
+    if recipe.options.get("lungs"):
+        stock.localiser.masks()  # likewise
     experiment.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
@@ -116,6 +118,8 @@ def train(
         if done["identity"] != identity(recipe, recipe.seed + index, _digest(data_set, run)):
             raise ValueError(f"{folder} was trained by other settings or on other images; give another --workdir")
         figures.append(done["figures"])
+        if figures[0].get("lungs") != done["figures"].get("lungs"):
+            raise ValueError(f"{folder} tells lungs by other outlines than {runs[0].name}; give another --workdir")
         rows += done["scores"]
         log.info("%s %s: %s", recipe.paper, run.name, done["figures"])
     records.write_scores(experiment, rows)
@@ -159,6 +163,10 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name} {getattr(recipe, name)!r} is not known; known: {', '.join(filter(None, known))}")
     if _on_kept_features(recipe) and recipe.weights in ("none", "pretraining"):
         raise ValueError(f"weights {recipe.weights!r}: features are kept of weights that all runs share; use imagenet")
+    if recipe.options.get("lungs") and not _on_kept_features(recipe):
+        raise ValueError(
+            "option lungs: what tells the lungs is fitted on frozen maps; set cache_features, or finish to last_layer"
+        )
     if recipe.finish:
         try:
             inspect.signature(FINISHING[recipe.finish]).bind(None, recipe, None, 0, **recipe.finish_options)
@@ -291,7 +299,8 @@ def _one(
     torch.manual_seed(seed)
     network = build(recipe.architecture, recipe.options)
     starting_weights(weights, network)
-    stock.localiser.teach(network, recipe)
+    if lungs := stock.localiser.teach(network, recipe):
+        figures["lungs"] = lungs
     wanted = [recipe.classes.index(name) for name in recipe.train_on or recipe.classes]
     trained = run.train[np.isin(data.labels[run.train], wanted)]
     images = stock.images(data, trained, recipe)

@@ -10,16 +10,19 @@ from PIL import Image
 
 from tests.unit.test_networks import quick
 from training.data.manifest import Picture
+from training.data.outlines import outlines
 from training.data.squares import pixels_of
+from training.evaluation.randomisation import layers
 from training.frozen import kept_features
 from training.localise import Localiser
 from training.models.basu import Basu2020
-from training.models.lungs import Lungs, cells_of, on, pooled
+from training.models.efficientnet_lite import side_by_side
+from training.models.lungs import Lungs, cells_of, pooled, share_of_cells
 from training.models.minaee import Minaee2020
 from training.models.registry import build
-from training.models.zhang import Zhang2020
 from training.papers import PAPERS, robust
 from training.scoring import transform_of
+from training.train import train
 
 LITE = PAPERS["minaee"].recipe("efficientnet_lite0", robust.PROFILE)
 TOY = LITE.but(
@@ -32,10 +35,10 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
 
 
 def test_one_linear_layer_tells_every_cell():
-    lungs, maps = Lungs([3, 2]), [drawn(1, 2, 3, 8, 8), drawn(2, 2, 2, 4, 4)]
-    lungs.take(torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0]), 0.25)
-    expected = cells_of(maps) @ torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0]) + 0.25
-    assert torch.allclose(lungs(maps).flatten(), torch.sigmoid(expected), atol=1e-6)
+    lungs, maps = Lungs("efficientnet_lite0", (1, 2)), [drawn(1, 2, 16, 8, 8), drawn(2, 2, 24, 4, 4)]
+    weight = drawn(8, 40) - 0.5
+    lungs.take(weight, 0.25)
+    assert torch.allclose(lungs(maps).flatten(), torch.sigmoid(cells_of(maps) @ weight + 0.25), atol=1e-6)
 
 
 def test_what_is_read_is_weighed_by_the_lungs():
@@ -46,7 +49,7 @@ def test_what_is_read_is_weighed_by_the_lungs():
     upper = one[:, :, :2]
     expected = torch.cat([upper.mean((2, 3)), upper.std((2, 3), correction=0)], dim=1)
     assert torch.allclose(found, expected, atol=1e-3)
-    assert torch.equal(on(lungs, one)[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert torch.equal(share_of_cells(lungs, one)[0, 0, :, 0], torch.tensor([1.0, 1.0, 0.0, 0.0]))
     everywhere = pooled([one], None, deviation=False)
     assert torch.allclose(everywhere, one.mean((2, 3)), atol=1e-6)
 
@@ -55,26 +58,30 @@ def test_where_there_are_no_lungs_nothing_is_read():
     assert pooled([drawn(4, 1, 2, 4, 4)], torch.zeros(1, 1, 4, 4), deviation=True).abs().max() == 0
 
 
-@pytest.mark.parametrize("network", [Minaee2020, Basu2020])
-def test_lungs_need_maps(network):
-    with pytest.raises(ValueError, match="lungs are told of the maps of levels"):
-        network("efficientnet_lite0", lungs=True)
-
-
-def test_zhangs_lungs_need_maps():
-    with pytest.raises(ValueError, match="lungs are told of the maps of levels"):
-        Zhang2020(lungs=True)
+def test_lungs_need_maps():
+    with pytest.raises(ValueError, match="lungs are told of the maps of levels: give levels"):
+        Minaee2020("efficientnet_lite0", lungs=True)
+    with pytest.raises(ValueError, match="efficientnet_lite0 has 0 to 17, in order"):
+        Basu2020("efficientnet_lite0", lungs=True)
 
 
 def test_what_lies_outside_the_lungs_weighs_nothing():
-    network = quick("Zhang2020", trunk="efficientnet_lite0", levels=[2, 5], lungs=True)
-    x = drawn(6, 1, 1, 64, 64)
-    maps = network.lung_maps(x.expand(-1, 3, -1, -1))
+    network = quick("Basu2020", backbone="efficientnet_lite0", levels=[2, 5], dense=8, lungs=True)
+    x = drawn(6, 1, 1, 64, 64).expand(-1, 3, -1, -1)
+    maps = network.lung_maps(x)
     seen = network.embed(x)["features"]
-    assert torch.allclose(seen, network.trunk(x.expand(-1, 3, -1, -1)) * on(network.lungs(maps), maps[-1]), atol=1e-6)
+    assert torch.allclose(seen, side_by_side(maps) * share_of_cells(network.lungs(maps), maps[-1]), atol=1e-6)
     with torch.no_grad():
         network.lungs.cells[0].bias.fill_(-100)
     assert network.embed(x)["features"].abs().max() < 1e-6
+
+
+def test_what_tells_the_lungs_is_far_from_the_output():
+    network = quick("Minaee2020", backbone="efficientnet_lite0", levels=[2, 5], lungs=True)
+    order = [module for (module,) in layers(network)]
+    assert order[0] is network.lungs.cells[0]
+    assert order[-1] is network.backbone.classifier[1]
+    assert len(order) == len({id(module) for module in order})
 
 
 # How the lungs are learnt
@@ -147,3 +154,24 @@ def test_kept_features_are_of_the_lungs(outlined, tmp_path):
             assert network.embed(seen)["features"].flatten(1).numpy() == pytest.approx(
                 kept[:, side], rel=0.05, abs=0.02
             )
+
+
+def test_an_outlined_image_that_cannot_be_read_is_left_out(outlined, tmp_path):
+    folder, shown = outlined
+    broken = tmp_path / "i0.png"
+    broken.write_bytes(b"no image")
+    found = outlines(folder, [replace(shown[0], path=broken), *shown[1:]])
+    assert set(found) == {one.image_id for one in shown[1:12]}
+
+
+def test_without_masks_nothing_is_begun(outlined, tmp_path):
+    folder, _ = outlined
+    lines = ["image_id,path,split,source,patient_id,finding,view"]
+    lines += [
+        f"x{i},{folder / f'i{i % 14}.png'},{'val' if i < 4 else 'train'},cohen,p{i},{finding},PA"
+        for i, finding in enumerate(["normal", "pneumonia", "other_disease", "covid19"] * 7)
+    ]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="has its lungs outlined"):
+        train(LITE, tmp_path, tmp_path / "work", protocol="folds")
+    assert not (tmp_path / "work" / "minaee").exists()

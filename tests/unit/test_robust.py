@@ -29,7 +29,6 @@ from training.models.minaee import Minaee2020
 from training.models.registry import build
 from training.models.zhang import Scores, classification_loss, deviation_loss
 from training.papers import PAPERS, robust
-from training.papers.basu2020 import FURTHER
 from training.records import read_record, read_scores
 from training.scoring import load_network, score_pictures, transform_of
 from training.shipped import load_shipped
@@ -188,9 +187,20 @@ def test_an_answer_between_two_classes():
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_recipe_can_be_trained_to_its_end(name):
-    variants = FURTHER if name == "basu" else (*PAPERS[name].variants, *(FURTHER if name == "minaee" else ()))
-    for variant in variants:
+    for variant in PAPERS[name].variants_of(robust.PROFILE):
         check(PAPERS[name].recipe(variant, robust.PROFILE))
+
+
+@pytest.mark.parametrize(("name", "variant"), [("basu", "efficientnet_lite0"), ("jahan", "paper"), ("zhang", "both")])
+def test_the_main_variant_of_the_profile(name, variant):
+    assert PAPERS[name].variants_of(robust.PROFILE)[0] == variant
+    assert PAPERS[name].variants_of("paper") == PAPERS[name].variants
+
+
+def test_lungs_are_told_of_frozen_maps_only():
+    recipe = PAPERS["basu"].recipe("efficientnet_lite0", robust.PROFILE)
+    with pytest.raises(ValueError, match="option lungs: what tells the lungs is fitted on frozen maps"):
+        check(recipe.but(cache_features=False))
 
 
 def test_a_variant_that_the_profile_has_not_is_refused():
@@ -238,7 +248,8 @@ def collection(tmp_path_factory) -> Path:
 TOY = ("--set", "resize=64", "--set", "crop=64", "--set", "resolution=0")
 THREE = ("normal", "pneumonia", "covid19")
 _OPTIONS = json.dumps({"backbone": "efficientnet_lite0", "classes": THREE, "levels": [5, 8]})
-TOY_LITE = (*TOY, "--set", f"classes={json.dumps(THREE)}", "--set", f"options={_OPTIONS}")
+TOY_CLASSES = (*TOY, "--set", f"classes={json.dumps(THREE)}")
+TOY_LITE = (*TOY_CLASSES, "--set", f"options={_OPTIONS}")
 
 
 def invoke(*arguments: str) -> str:
@@ -311,7 +322,7 @@ def test_dense_layers_learn_from_what_lies_on_the_lungs(collection, tmp_path):
     experiment = Path(
         invoke(
             "train", "basu", "--variant", "efficientnet_lite0", "--profile", "robust", "--protocol", "folds",
-            "--data", str(data), "--workdir", str(tmp_path), *TOY_LITE[:-2], "--set", f"options={json.dumps(options)}",
+            "--data", str(data), "--workdir", str(tmp_path), *TOY_CLASSES, "--set", f"options={json.dumps(options)}",
             "--set", "epochs=3", "--set", "images_per_epoch=64", "--set", "batch=16",
         ).strip()
     )  # fmt: skip
@@ -319,7 +330,10 @@ def test_dense_layers_learn_from_what_lies_on_the_lungs(collection, tmp_path):
     layer = load_file(kept)
     for run in ("fold0", "final"):
         network = load_network(experiment, run)
-        assert all(torch.allclose(t, layer[name], rtol=1e-3) for name, t in network.lungs.state_dict().items())
+        assert all(
+            torch.allclose(t, layer[name], rtol=1e-3, atol=1e-4) for name, t in network.lungs.state_dict().items()
+        )
+        assert next(r for r in read_record(experiment)["runs"] if r["name"] == run)["lungs"] == kept.stem
         seen = network.embed(torch.full((1, 1, 64, 64), -1.0))
         assert set(network.heatmaps(seen)) == {"pneumonia", "covid19"}
     scores = read_scores(experiment)

@@ -1,7 +1,8 @@
 """Whether the score needs the lungs, the heatmaps lie on them, and the heatmaps come from what the network has learnt.
 
 Asked of the images whose lungs are outlined (`training.data.outlines`), each of the fold's network that never saw its
-patient.
+patient. (A layer that tells the lungs has seen outlines of patients that are asked about: where their lungs are, not
+what was found.)
 
 - A blanked region takes the mean of what is kept, so that nothing of it is left in the grey of the blank. The lungs'
   silhouette is left, and it can tell something by itself; `lung boxes blanked` takes the silhouette away too. `lungs

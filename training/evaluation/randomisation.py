@@ -34,12 +34,15 @@ def heatmaps(network: Network, image: Tensor) -> dict[str, Tensor]:
 def layers(network: nn.Module) -> list[list[nn.Module]]:
     """The modules that hold parameters themselves, in the order in which the network names them.
 
-    Those of parallel `heads` come last, and are one layer where they are as far from the end: each head has a map.
+    Those of parallel `heads` come last, and are one layer where they are as far from the end: each head has a map. What
+    tells the `lungs` comes first: all that is seen goes through it.
     """
     heads = getattr(network, "heads", None)
     branches = [_holders(head) for head in heads.values()] if isinstance(heads, nn.ModuleDict) else []
-    inside = {module for branch in branches for module in branch}
-    trunk = [[module] for module in _holders(network) if module not in inside]
+    lungs = getattr(network, "lungs", None)
+    first = _holders(lungs) if isinstance(lungs, nn.Module) else []
+    inside = {module for branch in (*branches, first) for module in branch}
+    trunk = [[module] for module in (*first, *(one for one in _holders(network) if one not in inside))]
     depth = max(map(len, branches), default=0)
     return trunk + [[branch[-i] for branch in branches if i <= len(branch)] for i in range(depth, 0, -1)]
 

@@ -420,18 +420,22 @@ def _standardised(member: Scored) -> NDArray[np.float64]:
 def _apart(member: Scored, positive: str) -> NDArray[np.float64]:
     """How many deviations the two answers lie apart in the other folds, shape (N,): probit of the AUC, at least 0.
 
-    The mean over the collections that hold both; a network that tells nothing weighs nothing, beside others.
+    The mean over the collections that hold enough of both. A network that tells nothing weighs nothing beside others,
+    and one that makes no mistake as much as if it made half a one.
     """
     truth, source = member.finding(positive), np.array([picture.source for picture in member.pictures])
     found = np.zeros(len(member))
     for run in np.unique(member.runs):
         here = member.runs == run
-        areas = [
-            roc_auc_score(truth[those], member.outputs[those])
-            for name in np.unique(source)
-            if 0 < truth[those := ~here & (source == name)].sum() < those.sum()
-        ]
-        found[here] = norm.ppf(np.clip(areas, 0.5 + _EPSILON, 1 - _EPSILON)).mean() if areas else _EPSILON
+        probits = []
+        for name in np.unique(source):
+            those = ~here & (source == name)
+            positives = int(truth[those].sum())
+            negatives = int(those.sum()) - positives
+            if min(positives, negatives) >= LEAST_IMAGES:
+                area = roc_auc_score(truth[those], member.outputs[those])
+                probits.append(norm.ppf(np.clip(area, 0.5 + _EPSILON, 1 - 1 / (2 * positives * negatives))))
+        found[here] = np.mean(probits) if probits else _EPSILON
     return found
 
 

@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import alexnet
 
 from training.models.classifier import Classifier
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, side_by_side, stage_maps
 from training.models.explain import grad_cam
-from training.models.lungs import Lungs, on
+from training.models.lungs import Lungs, share_of_cells
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BACKBONES = ("vgg16", "resnet50", "alexnet", *SIZES)
-_DENSE = 4096
-_GRID = 6  # cells a side that AlexNet's dense layers see
+_GRID, _DROPOUT = 6, 0.5  # of AlexNet: cells a side that its dense layers see; of what is left out in training
 CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
 
 
@@ -27,10 +25,10 @@ class Basu2020(Classifier):
 
     Parameters
     ----------
-    dense
-        Neurons of each dense layer before the last, of the backbones that have them.
     levels
         Of an EfficientNet-Lite: the blocks, counted from 0, whose maps side by side AlexNet's dense layers read.
+    dense
+        Neurons of each of these layers but the last.
     lungs
         Whether these maps are seen on the lungs only (`training.models.lungs`).
     """
@@ -39,57 +37,50 @@ class Basu2020(Classifier):
         self,
         backbone: str = "vgg16",
         classes: tuple[str, ...] = CLASSES,
-        dense: int = _DENSE,
         levels: tuple[int, ...] = (),
+        dense: int = 4096,
         *,
         lungs: bool = False,
     ) -> None:
         if backbone not in BACKBONES:
             raise ValueError(f"backbone {backbone!r} is not known; known: {', '.join(BACKBONES)}")
-        if lungs and not levels:
-            raise ValueError("lungs are told of the maps of levels: give levels")
         super().__init__(backbone, classes)
         self.levels = tuple(levels)
         if levels or backbone in SIZES:
-            self._read(self.levels)
+            self._read(self.levels, dense)
         if backbone == "resnet50":
             self.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
         if backbone == "alexnet":
             self.backbone.features[0] = nn.Conv2d(3, 64, kernel_size=3, stride=4, padding=1)
             self.backbone.features[3] = nn.Conv2d(64, 192, kernel_size=3, padding=1)
-        if dense != _DENSE:
-            self._narrow(dense)
         if lungs:
-            self.lungs = Lungs([CHANNELS[backbone][level] for level in levels])
+            self.lungs = Lungs(backbone, levels)
         self.backbone_name = backbone if backbone in ("vgg16", *SIZES) else f"{backbone}-3x3"
 
-    def _read(self, levels: tuple[int, ...]) -> None:
-        """Cut the backbone after the last of the levels, and put AlexNet's dense layers behind."""
+    def _read(self, levels: tuple[int, ...], dense: int) -> None:
+        """Cut the backbone after the last of the levels, and put dense layers in AlexNet's form behind."""
         check_levels(self.architecture, levels)
         self.backbone.features = self.backbone.features[: levels[-1] + 1]
         width = sum(CHANNELS[self.architecture][level] for level in levels)
-        self.backbone.classifier = alexnet(num_classes=len(self.classes)).classifier
-        self.backbone.classifier[1] = nn.Linear(width * _GRID**2, _DENSE)
-
-    def _narrow(self, dense: int) -> None:
-        """Give the dense layers in front of the last one another width."""
-        if not (self._pools_last or self.levels):
-            raise ValueError(f"{self.architecture} has no dense layers to narrow")
-        for index, layer in enumerate(self.backbone.classifier):
-            if isinstance(layer, nn.Linear):
-                given = dense if layer.in_features == _DENSE else layer.in_features
-                made = dense if layer.out_features == _DENSE else layer.out_features
-                self.backbone.classifier[index] = nn.Linear(given, made)
+        self.backbone.classifier = nn.Sequential(
+            nn.Dropout(_DROPOUT),
+            nn.Linear(width * _GRID**2, dense),
+            nn.ReLU(),
+            nn.Dropout(_DROPOUT),
+            nn.Linear(dense, dense),
+            nn.ReLU(),
+            nn.Linear(dense, len(self.classes)),
+        )
 
     def _features(self, x: Tensor) -> Tensor:
         if not self.levels:
             return super()._features(x)
         maps = self.lung_maps(x)
         seen = side_by_side(maps)
-        return seen if self.lungs is None else seen * on(self.lungs(maps), seen)
+        return seen if self.lungs is None else seen * share_of_cells(self.lungs(maps), seen)
 
     def lung_maps(self, x: Tensor) -> list[Tensor]:
-        """What the lungs are told of."""
+        """What the lungs are told of: the maps of the levels, each of shape (N, channels, h, w)."""
         return stage_maps(self.backbone.features, self.levels, x)
 
     def judge(self, intermediates: Mapping[str, Tensor]) -> Tensor:

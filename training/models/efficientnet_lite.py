@@ -117,11 +117,7 @@ class Stages(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The maps of the levels, drawn to the size of the last by their means, side by side: (N, channels, h, w)."""
-        return side_by_side(self.maps(x))
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """The maps of the levels, each in its own size."""
-        return stage_maps(self.features, self.levels, x)
+        return side_by_side(stage_maps(self.features, self.levels, x))
 
 
 def stage_maps(blocks: Iterable[nn.Module], levels: Sequence[int], x: Tensor) -> list[Tensor]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.models.efficientnet_lite import CHANNELS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,22 +21,25 @@ class Lungs(nn.Module):
 
     Parameters
     ----------
-    channels
-        Of each map.
+    name, levels
+        An EfficientNet-Lite, and the blocks, counted from 0, whose maps are read.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, name: str, levels: Sequence[int]) -> None:
         super().__init__()
+        if not levels:
+            raise ValueError("lungs are told of the maps of levels: give levels")
+        channels = [CHANNELS[name][level] for level in levels]
         self.cells = nn.ModuleList(nn.Conv2d(count, 1, 1, bias=not index) for index, count in enumerate(channels))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Shape (N, 1, h, w), h and w those of the first map."""
         logits = [layer(one) for layer, one in zip(self.cells, maps, strict=True)]
-        return torch.sigmoid(torch.stack([_drawn(one, logits[0]) for one in logits]).sum(dim=0))
+        return torch.sigmoid(torch.stack([_resized(one, logits[0]) for one in logits]).sum(dim=0))
 
     @torch.no_grad()
     def take(self, weight: Tensor, bias: float) -> None:
-        """Take over a linear layer's weight, shape (channels of all maps,), and bias."""
+        """Take over a linear layer's weight, shape (channels of all maps,), and its bias, one number."""
         start = 0
         for layer in self.cells:
             own = layer.get_parameter("weight")
@@ -45,10 +50,10 @@ class Lungs(nn.Module):
 
 def cells_of(maps: Sequence[Tensor]) -> Tensor:
     """What `Lungs` reads, shape (N * h * w, channels of all maps), h and w those of the first map."""
-    return torch.cat([_drawn(one, maps[0]) for one in maps], dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.cat([_resized(one, maps[0]) for one in maps], dim=1).permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def _drawn(one: Tensor, first: Tensor) -> Tensor:
+def _resized(one: Tensor, first: Tensor) -> Tensor:
     size = (first.shape[-2], first.shape[-1])
     return functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
 
@@ -63,7 +68,7 @@ def pooled(maps: Sequence[Tensor], lungs: Tensor | None, *, deviation: bool) -> 
     """
     found = []
     for one in maps:
-        weight = one.new_ones(1, 1, *one.shape[-2:]) if lungs is None else on(lungs, one)
+        weight = one.new_ones(1, 1, *one.shape[-2:]) if lungs is None else share_of_cells(lungs, one)
         weight = weight / (weight.sum(dim=(2, 3), keepdim=True) + (0 if lungs is None else _LEAST))
         mean = (one * weight).sum(dim=(2, 3), keepdim=True)
         found.append(mean.flatten(1))
@@ -72,6 +77,6 @@ def pooled(maps: Sequence[Tensor], lungs: Tensor | None, *, deviation: bool) -> 
     return torch.cat(found, dim=1)
 
 
-def on(lungs: Tensor, one: Tensor) -> Tensor:
-    """The share of each of a map's cells that is lung, from the lungs at the resolution of a finer map."""
+def share_of_cells(lungs: Tensor, one: Tensor) -> Tensor:
+    """How much of each of a map's cells is lung, shape (N, 1, h, w) with h and w of the map, from finer cells."""
     return functional.adaptive_avg_pool2d(lungs, (one.shape[-2], one.shape[-1]))

@@ -52,15 +52,13 @@ class Minaee2020(Classifier):
             raise ValueError(f"backbone {backbone!r} is not known; known: {', '.join(BACKBONES)}")
         if not 0 < stride <= occluder <= 1:
             raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
-        if lungs and not levels:
-            raise ValueError("lungs are told of the maps of levels: give levels")
         super().__init__(backbone, classes)
         self.occluder, self.stride = occluder, stride
         self.levels, self.deviation = tuple(levels), deviation
         if self.levels:
             self._read(self.levels)
         if lungs:
-            self.lungs = Lungs([CHANNELS[backbone][level] for level in levels])
+            self.lungs = Lungs(backbone, levels)
 
     def _read(self, levels: tuple[int, ...]) -> None:
         """Cut the backbone after the last of the levels, and let the last layer read what is pooled of all."""
@@ -77,7 +75,7 @@ class Minaee2020(Classifier):
         return pooled(maps, inside, deviation=self.deviation)[:, :, None, None]
 
     def lung_maps(self, x: Tensor) -> list[Tensor]:
-        """What the lungs are told of, and what is read."""
+        """What the lungs are told of, and what is read: the maps of the levels, each of shape (N, channels, h, w)."""
         return stage_maps(self.backbone.features, self.levels, x)
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ class Network(nn.Module, ABC):
         return self.judge(intermediates), intermediates
 
     def lung_maps(self, x: Tensor) -> list[Tensor]:
-        """The maps that `lungs` reads, of images as `embed` takes them, with three channels."""
+        """The maps that `lungs` reads, each of shape (N, channels, h, w), of images of shape (N, 3, H, W)."""
         raise ValueError(f"{type(self).__name__} tells no lungs")
 
     def backbone_state(self) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,8 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from training.models.classifier import load_matching
-from training.models.efficientnet_lite import CHANNELS, Stages, side_by_side
+from training.models.efficientnet_lite import Stages
 from training.models.explain import grad_cam
-from training.models.lungs import Lungs, on
 from training.models.network import Network
 
 if TYPE_CHECKING:
@@ -64,8 +63,6 @@ class Zhang2020(Network):
         Of the heads' convolutions.
     trunk, levels
         ``resnet18``, or the name and the levels of `training.models.efficientnet_lite.Stages`.
-    lungs
-        Whether the heads see the levels' maps on the lungs only (`training.models.lungs`).
     """
 
     def __init__(
@@ -74,34 +71,18 @@ class Zhang2020(Network):
         channels: int = 512,
         trunk: str = "resnet18",
         levels: tuple[int, ...] = (),
-        *,
-        lungs: bool = False,
     ) -> None:
         super().__init__()
         if heads not in SCORES_OF_HEADS:
             raise ValueError(f"heads {heads!r} are not known; known: {', '.join(SCORES_OF_HEADS)}")
-        if lungs and not levels:
-            raise ValueError("lungs are told of the maps of levels: give levels")
         self.backbone_name = trunk
-        self.trunk: Any
         self.trunk, given = _resnet18() if trunk == "resnet18" and not levels else _stages(trunk, levels)
         self.heads = nn.ModuleDict({name: Head(channels, given) for name in Scores._fields if heads in ("both", name)})
         self.score_names = SCORES_OF_HEADS[heads]
-        if lungs:
-            self.lungs = Lungs([CHANNELS[trunk][level] for level in levels])
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
         """`features`: the trunk's last feature map, of ResNet-18 in shape (N, 512, ceil(H / 32), ceil(W / 32))."""
-        x = x.expand(-1, 3, -1, -1)
-        if self.lungs is None:
-            return {"features": self.trunk(x)}
-        maps = self.lung_maps(x)
-        return {"features": side_by_side(maps) * on(self.lungs(maps), maps[-1])}
-
-    def lung_maps(self, x: Tensor) -> list[Tensor]:
-        """What the lungs are told of."""
-        found: list[Tensor] = self.trunk.maps(x)
-        return found
+        return {"features": self.trunk(x.expand(-1, 3, -1, -1))}
 
     def judge(self, intermediates: Mapping[str, Tensor]) -> Scores:
         """What the heads make of the trunk's last feature map."""

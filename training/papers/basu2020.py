@@ -34,8 +34,7 @@ TRAINABLE = {
     "alexnet": ("backbone.features.10", "backbone.classifier"),
 }
 VARIANTS = tuple(TRAINABLE)
-# In profile robust, which has none of the paper's: its ImageNet weights come from the package index.
-FURTHER = ("efficientnet_lite0",)
+ROBUST_VARIANTS = ("efficientnet_lite0",)
 CLASSES = ("normal", "pneumonia", "other_disease", "covid19")
 # Data-B (Table I) and the six diseases, 50 images each, of its class other_disease.
 IMAGES = {"normal": 350, "pneumonia": 322, "other_disease": 300, "covid19": 305}
@@ -85,7 +84,7 @@ def first_stage(architecture: str, backbone: str, profile: str) -> Recipe:
 
 def recipe(variant: str, profile: str) -> Recipe:
     """The second stage, which holds the first."""
-    check_known(variant, FURTHER if profile == robust.PROFILE else VARIANTS, profile)
+    check_known(variant, ROBUST_VARIANTS if profile == robust.PROFILE else VARIANTS, profile)
     paper = Recipe(
         paper="basu",
         variant=variant,
@@ -258,6 +257,7 @@ PAPER = Paper(
     title="Basu et al. 2020: Deep Learning for Screening COVID-19 using Chest X-Ray Images",
     citation="Basu S, Mitra S, Saha N. IEEE Symposium Series on Computational Intelligence (2020). arXiv:2004.10507",
     variants=VARIANTS,
+    robust_variants=ROBUST_VARIANTS,
     recipe=recipe,
     data_set=assemble,
     splits=splits,

@@ -25,8 +25,7 @@ BACKBONES = {
     "densenet121": ("densenet121", "backbone.classifier"),
 }
 VARIANTS = tuple(BACKBONES)
-# Which the paper has not: their ImageNet weights come from the package index. In profile robust only.
-FURTHER = {name: (name, "backbone.classifier") for name in robust.LEVELS}
+ROBUST = {name: (name, "backbone.classifier") for name in robust.LEVELS}
 CLASSES = ("other", "covid19")
 # Section 2 and Table 1: images for training and for the test.
 COVID19 = (84, 100)
@@ -39,7 +38,7 @@ CHILDREN = "kermany"
 
 def recipe(variant: str, profile: str) -> Recipe:
     """Sections 3.1 and 4.1."""
-    known = BACKBONES | (FURTHER if profile == robust.PROFILE else {})
+    known = ROBUST if profile == robust.PROFILE else BACKBONES
     check_known(variant, tuple(known), profile)
     backbone, last_layer = known[variant]
     pretraining = first_stage("Minaee2020", backbone, profile)
@@ -271,6 +270,7 @@ PAPER = Paper(
     title="Minaee et al. 2020: Deep-COVID: Predicting COVID-19 From Chest X-Ray Images Using Deep Transfer Learning",
     citation="Minaee S, Kafieh R, Sonka M, Yazdani S, Jamalipour Soufi G. Medical Image Analysis 65:101794 (2020)",
     variants=VARIANTS,
+    robust_variants=tuple(ROBUST),
     recipe=recipe,
     data_set=assemble,
     splits=splits,

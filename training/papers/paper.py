@@ -134,6 +134,8 @@ class Paper:
     ----------
     variants
         The first is the paper's main network; the others are its ablations and backbones.
+    robust_variants
+        What profile `robust` takes in their place, where its networks are others.
     recipe
         Gives the recipe of a variant in a profile; ValueError names what is not known.
     data_set
@@ -159,3 +161,8 @@ class Paper:
     tables: tuple[Table, ...]
     silent: tuple[str, ...]
     differences: Mapping[str, tuple[str, ...]]
+    robust_variants: tuple[str, ...] = ()
+
+    def variants_of(self, profile: str) -> tuple[str, ...]:
+        """What `recipe` takes in a profile, the main one first."""
+        return self.robust_variants if self.robust_variants and profile == "robust" else self.variants

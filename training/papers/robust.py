@@ -34,7 +34,6 @@ AUGMENTATION = Augmentation(
 # By EfficientNet-Lite, the last block of each stage from the third on: what its maps hold is texture more than form.
 LEVELS = {"efficientnet_lite0": (5, 8, 11, 15), "efficientnet_lite2": (7, 11, 15, 20)}
 EQUALISED = "equalised"
-# Of networks that are trained: the input is cut from a larger square, so that frames, letters and borders fall away.
 TRAINED: dict[str, Any] = {
     "profile": PROFILE,
     "classes": CLASSES,
@@ -51,6 +50,19 @@ TRAINED: dict[str, Any] = {
     "augmentation": AUGMENTATION,
 }
 
+# Of layers that are trained on the maps of a frozen backbone, made once.
+FROZEN = TRAINED | {
+    "augmentation": Augmentation(),
+    "batch": 64,
+    "epochs": 12,
+    "learning_rate": 1e-3,
+    "weights": "imagenet",
+    "pretraining": None,
+    "cache_features": True,
+}
+# All of the image, drawn to 128 pixels and back.
+WHOLE: dict[str, Any] = {"resize": 224, "crop": 224, "resolution": 128, "standardise": "centred"}
+
 _DATA = "No reproduction: trained on every frontal image of the manifest, by five folds."
 _CLASSES = "Four classes, normal, pneumonia, other disease and COVID-19; the paper has others."
 _SAMPLING = "Every epoch draws as many images of each class of each collection."
@@ -59,7 +71,7 @@ _TRAINING = (
     "contrast, blur, noise, erased patches and frames)."
 )
 _LUNGS = (
-    "A linear layer on the frozen maps, fitted on 131 outlines of lungs (cohen, split train), gives each cell's "
+    "A linear layer on the frozen maps, fitted once on the outlined lungs of split train, gives each cell's "
     "probability to be lung."
 )
 _WHOLE = "The image is drawn to 128 pixels and back to 224; nothing is cut off."
@@ -91,8 +103,8 @@ DIFFERENCES = {
         _DATA,
         (
             "The convolutions are those of a frozen EfficientNet-Lite0 (ImageNet), whose maps after its fifth and "
-            "sixth stage are drawn to 7 x 7 cells and put side by side; AlexNet's dense layers behind them have 256 "
-            "neurons, not 4,096."
+            "sixth stage are drawn to 7 x 7 cells and put side by side; AlexNet's dense layers read them drawn to "
+            "6 x 6 cells, and have 256 neurons, not 4,096."
         ),
         f"{_LUNGS} What the dense layers see is multiplied by it.",
         (
@@ -147,12 +159,10 @@ def zhang(paper: Recipe) -> Recipe:
     heads = paper.options["heads"]
     trunk = "efficientnet_lite0"
     return paper.but(
-        **TRAINED
+        **FROZEN
         | {
             "given": "" if heads == "anomaly" else "p_cls",
             "abnormal": "" if heads == "classification" else "p_ano",
-            "augmentation": Augmentation(),
-            "batch": 64,
         },
         options=dict(paper.options) | {"channels": 128, "trunk": trunk, "levels": list(LEVELS[trunk][-2:])},
         loss="zhang_hierarchy",
@@ -160,30 +170,16 @@ def zhang(paper: Recipe) -> Recipe:
         crop=224,
         resolution=128,
         standardise="centred",
-        epochs=12,
-        learning_rate=1e-3,
         trainable=("heads",),
-        weights="imagenet",
-        pretraining=None,
-        cache_features=True,
     )
 
 
 def basu(paper: Recipe) -> Recipe:
     """AlexNet's dense layers on the maps of a frozen ImageNet backbone, seen on the lungs only."""
     return paper.but(
-        **TRAINED | {"augmentation": Augmentation(), "batch": 64},
-        options=dict(paper.options) | {"dense": 256, "levels": list(LEVELS[paper.variant][-2:]), "lungs": True},
-        resize=224,
-        crop=224,
-        resolution=128,
-        standardise="centred",
-        epochs=12,
-        learning_rate=1e-3,
+        **FROZEN | WHOLE,
+        options=dict(paper.options) | {"levels": list(LEVELS[paper.variant][-2:]), "dense": 256, "lungs": True},
         trainable=("backbone.classifier",),
-        weights="imagenet",
-        pretraining=None,
-        cache_features=True,
     )
 
 
@@ -216,24 +212,16 @@ def jahan(paper: Recipe) -> Recipe:
 
 
 def minaee(paper: Recipe, backbone: str) -> Recipe:
-    """A last layer that reads several stages of a frozen ImageNet backbone, fitted by logistic regression."""
-    options = dict(paper.options) | {"backbone": backbone, "classes": list(CLASSES)}
-    found = paper.but(
+    """A last layer that reads the lungs in several stages of a frozen ImageNet backbone."""
+    options = {"backbone": backbone, "classes": list(CLASSES), "levels": list(LEVELS[backbone]), "lungs": True}
+    return paper.but(
+        **WHOLE,
         profile=PROFILE,
-        options=options,
+        options=dict(paper.options) | options,
         classes=CLASSES,
         given=GIVEN,
         abnormal=ABNORMAL,
-        resize=224,
-        crop=224,
-        resolution=128,
         copies={},
-    )
-    if backbone not in LEVELS:
-        return found
-    return found.but(
-        options=options | {"levels": list(LEVELS[backbone]), "lungs": True},
-        standardise="centred",
         epochs=0,
         balance=BY_SOURCE_AND_CLASS,
         augmentation=Augmentation(),
