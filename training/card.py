@@ -190,8 +190,13 @@ def _trained(name: str, record: Mapping[str, Any]) -> str:
         f"{recipe['epochs']} epochs of {images} images, batch {recipe['batch'] * recipe['accumulate']}, "
         f"{recipe['optimiser']} at {recipe['learning_rate']:g}"
         if recipe["epochs"]
-        else f"Its last layer alone, fitted on {final['train']} images and their mirror images"
+        else f"Its last layer, fitted on {final['train']} images and their mirror images"
     )
+    if recipe["options"].get("lungs"):
+        how += (
+            "; what tells the lungs was fitted once, on the outlined lungs of split train, those of patients that a "
+            "fold tests among them"
+        )
     return (
         f"{name}: `{record['command']}`. {how}, seed {record['seed']}, backbone's weights: {recipe['weights']}. "
         f"The shipped weights took {duration(final['seconds'])} on {record['hardware']}; begun "
