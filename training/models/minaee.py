@@ -12,7 +12,7 @@ from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, sta
 from training.models.lungs import Lungs, pooled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -71,8 +71,10 @@ class Minaee2020(Classifier):
         if not self.levels:
             return super()._features(x)
         maps = self.lung_maps(x)
-        inside = None if self.lungs is None else self.lungs(maps)
-        return pooled(maps, inside, deviation=self.deviation)[:, :, None, None]
+        return self._pooled(maps, None if self.lungs is None else self.lungs(maps))
+
+    def _pooled(self, maps: Sequence[Tensor], lungs: Tensor | None) -> Tensor:
+        return pooled(maps, lungs, deviation=self.deviation)[:, :, None, None]
 
     def lung_maps(self, x: Tensor) -> list[Tensor]:
         """What the lungs are told of, and what is read: the maps of the levels, each of shape (N, channels, h, w)."""
@@ -84,7 +86,10 @@ class Minaee2020(Classifier):
 
     @torch.no_grad()
     def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How much the last class' probability falls while a grey square covers the place, mean over its squares."""
+        """How much the last class' probability falls while a grey square covers the place, mean over its squares.
+
+        Where lungs are read, they stay where they are told without the square.
+        """
         name = self.classes[-1]
         whole = self.scores(self.judge(intermediates))[f"p_{name}"]
         return {
@@ -102,7 +107,8 @@ class Minaee2020(Classifier):
         grey = image.mean(dim=(1, 2), keepdim=True)
         for copy, (top, left) in zip(copies, places, strict=True):
             copy[:, top : top + size, left : left + size] = grey
-        found = torch.cat([self._probability(part, name) for part in torch.split(copies, _AT_ONCE)])
+        lungs = None if self.lungs is None else self.lungs(self.lung_maps(image[None].expand(-1, 3, -1, -1)))
+        found = torch.cat([self._probability(part, name, lungs) for part in torch.split(copies, _AT_ONCE)])
         fall = (whole - found).clamp_min(0).float()
         total, count = torch.zeros(2, side, side, device=image.device)
         for value, (top, left) in zip(fall, places, strict=True):
@@ -111,5 +117,7 @@ class Minaee2020(Classifier):
         mean: Tensor = total / count
         return mean
 
-    def _probability(self, x: Tensor, name: str) -> Tensor:
-        return self.scores(self.judge(super().embed(x)))[f"p_{name}"]
+    def _probability(self, x: Tensor, name: str, lungs: Tensor | None) -> Tensor:
+        x = x.expand(-1, 3, -1, -1)
+        features = self._features(x) if lungs is None else self._pooled(self.lung_maps(x), lungs)
+        return self.scores(self.judge({"features": features}))[f"p_{name}"]
