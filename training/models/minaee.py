@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -86,38 +86,48 @@ class Minaee2020(Classifier):
 
     @torch.no_grad()
     def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How much the last class' probability falls while a grey square covers the place, mean over its squares.
+        """How much the last class' probability falls while a square is covered, mean over the squares on the place.
 
-        Where lungs are read, they stay where they are told without the square.
+        The square is grey in the image; where lungs are read, it is left out of what is read.
         """
         name = self.classes[-1]
         whole = self.scores(self.judge(intermediates))[f"p_{name}"]
-        return {
-            name: torch.stack([self._drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)])
-        }
+        drop = self._drop if self.lungs is None else self._drop_of_lungs
+        return {name: torch.stack([drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)])}
+
+    def _squares(self, side: int) -> tuple[int, list[tuple[int, int]]]:
+        """The squares' side, and where they begin; the last ones end at the edge."""
+        step = max(1, round(self.stride * side))
+        size = max(step, round(self.occluder * side))
+        starts = sorted({*range(0, side - size, step), side - size})
+        return size, [(top, left) for top in starts for left in starts]
 
     def _drop(self, image: Tensor, whole: Tensor, name: str) -> Tensor:
         """Shape (side, side): the mean fall over the squares that cover a pixel, at least 0."""
-        side = image.shape[-1]
-        step = max(1, round(self.stride * side))
-        size = max(step, round(self.occluder * side))
-        starts = sorted({*range(0, side - size, step), side - size})  # the last one ends at the edge
-        places = [(top, left) for top in starts for left in starts]
+        size, places = self._squares(image.shape[-1])
         copies = image.repeat(len(places), 1, 1, 1)
         grey = image.mean(dim=(1, 2), keepdim=True)
         for copy, (top, left) in zip(copies, places, strict=True):
             copy[:, top : top + size, left : left + size] = grey
-        lungs = None if self.lungs is None else self.lungs(self.lung_maps(image[None].expand(-1, 3, -1, -1)))
-        found = torch.cat([self._probability(part, name, lungs) for part in torch.split(copies, _AT_ONCE)])
-        fall = (whole - found).clamp_min(0).float()
-        total, count = torch.zeros(2, side, side, device=image.device)
-        for value, (top, left) in zip(fall, places, strict=True):
-            total[top : top + size, left : left + size] += value
-            count[top : top + size, left : left + size] += 1
-        mean: Tensor = total / count
-        return mean
+        found = [self.scores(self.judge(self.embed(part)))[f"p_{name}"] for part in torch.split(copies, _AT_ONCE)]
+        return _mean_fall(whole - torch.cat(found), size, places, image.shape[-1])
 
-    def _probability(self, x: Tensor, name: str, lungs: Tensor | None) -> Tensor:
-        x = x.expand(-1, 3, -1, -1)
-        features = self._features(x) if lungs is None else self._pooled(self.lung_maps(x), lungs)
-        return self.scores(self.judge({"features": features}))[f"p_{name}"]
+    def _drop_of_lungs(self, image: Tensor, whole: Tensor, name: str) -> Tensor:
+        """The same over the cells of the finest map, shape (h, w), each by how much of it is read."""
+        maps = self.lung_maps(image[None].expand(-1, 3, -1, -1))
+        lungs: Tensor = cast("Lungs", self.lungs)(maps)
+        size, places = self._squares(lungs.shape[-1])
+        covered = lungs.repeat(len(places), 1, 1, 1)
+        for one, (top, left) in zip(covered, places, strict=True):
+            one[:, top : top + size, left : left + size] = 0
+        found = self.scores(self.judge({"features": self._pooled(maps, covered)}))[f"p_{name}"]
+        return _mean_fall(whole - found, size, places, lungs.shape[-1]) * lungs[0, 0]
+
+
+def _mean_fall(fall: Tensor, size: int, places: Sequence[tuple[int, int]], side: int) -> Tensor:
+    total, count = torch.zeros(2, side, side, device=fall.device)
+    for value, (top, left) in zip(fall.clamp_min(0).float(), places, strict=True):
+        total[top : top + size, left : left + size] += value
+        count[top : top + size, left : left + size] += 1
+    mean: Tensor = total / count
+    return mean

@@ -141,6 +141,7 @@ DIFFERENCES = {
             "of the last map; it is fitted by logistic regression, not by Adam."
         ),
         f"{_LUNGS} Mean and deviation are weighed by it.",
+        "The heatmap's square is left out of what is read; in the paper it is grey in the image.",
         _WHOLE,
         "Images and their mirror images, each class of each collection with the same weight; no copies of COVID-19.",
     ),
