@@ -291,7 +291,7 @@ def test_7_a_disk_that_is_full(embedded, monkeypatch):
 def test_8_a_weight_file_with_one_changed_byte(embedded, tmp_path):
     folder = tmp_path / "bundle"
     shutil.copytree(find_bundle("starter"), folder)
-    weights = max(folder.glob("*.safetensors"))
+    weights = folder / read_manifest(folder).members[0].weights[-1].file
     with weights.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]

@@ -26,7 +26,12 @@ from training.records import plain, recipe_of
 from training.schedules import SCHEDULES
 from training.scoring import transform_of
 
-RECIPES = [(name, variant, profile) for name, p in PAPERS.items() for variant in p.variants for profile in PROFILES]
+RECIPES = [
+    (name, variant, profile)
+    for name, paper in PAPERS.items()
+    for profile in PROFILES
+    for variant in paper.variants_of(profile)
+]
 NUMBERS = [(name, table, number) for name, p in PAPERS.items() for table in p.tables for number in table.numbers]
 FRACTIONS = ("auc", "sensitivity", "specificity", "accuracy", "precision", "recall", "f1")
 
