@@ -55,7 +55,7 @@ sections are those of Mitchell et al., Model Cards for Model Reporting (2019).
 The answer is one probability, of {target["code"]["meaning"]}: {record["combination"]}. A member's score becomes a logit
 by a straight line (Platt scaling).
 
-{_list(_trained(name, found) for name, found in record["members"].items())}
+{_list(trained(name, found) for name, found in record["members"].items())}
 
 ## Intended use
 
@@ -182,7 +182,8 @@ def _members(manifest: Mapping[str, Any]) -> str:
     return markdown_table(("member", "network", "input, standardised", "score", "weight"), rows)
 
 
-def _trained(name: str, record: Mapping[str, Any]) -> str:
+def trained(name: str, record: Mapping[str, Any]) -> str:
+    """How the member was trained, from its `training.export.provenance`."""
     recipe = record["recipe"]
     final = next(run for run in record["runs"] if run["name"] == "final")
     images = f"{recipe['images_per_epoch']:,} of {final['train']:,}" if recipe["images_per_epoch"] else final["train"]

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from tests.unit.test_networks import quick
 from training.__main__ import app
+from training.card import trained
 from training.data.manifest import Picture, read_manifest
 from training.data.squares import pixels_of
 from training.evaluation.rows import answer
 from training.experiment import plan
+from training.export import provenance, read_member
 from training.finishing import balanced, last_layer, regression
 from training.fit import Images
 from training.frozen import kept_features
@@ -283,6 +285,9 @@ def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
     record = read_record(lite)
     assert record["runs"][0]["epochs"] == 0
     assert record["differences"][:-1] == list(robust.DIFFERENCES["minaee"])
+    told = trained("lite", provenance(read_member(lite, record["data"]["manifest_sha256"])))
+    assert "Its last layer, fitted on 80 images and their mirror images, seed 20" in told
+    assert "what tells the lungs" not in told
     jahan = ("--set", "epochs=1", "--set", "batch=8", "--set", "images_per_epoch=16")
     auto = Path(invoke("train", "jahan", *common, *jahan).strip())
     evaluation = tmp_path / "evaluation"
@@ -328,6 +333,10 @@ def test_dense_layers_learn_from_what_lies_on_the_lungs(collection, tmp_path):
     )  # fmt: skip
     (kept,) = (tmp_path / "lungs").glob("*.safetensors")
     layer = load_file(kept)
+    record = read_record(experiment)
+    told = trained("basu", provenance(read_member(experiment, record["data"]["manifest_sha256"])))
+    assert "3 epochs of 64 of 80 images, batch 16" in told
+    assert "what tells the lungs was fitted once, on the outlined lungs of split train" in told
     for run in ("fold0", "final"):
         network = load_network(experiment, run)
         assert all(

@@ -56,12 +56,14 @@ METHOD = {
     "thresholds and calibration": "a fold's come from the other folds; the final network's from the out-of-fold "
     f"scores of split train; in questions of COVID-19 against the rest without {', '.join(CHILDREN)} (children). "
     "Calibration is Platt's",
+    "all together": "COVID-19 against the rest: mean of the calibrated logits. Questions within one source: mean of "
+    "the outputs in deviations of the other folds' outputs, each network weighed by the probit of its AUC in these folds",
     "baselines": "random forests that see no lung, on the same images, folds and labels; the difference of the AUCs "
     "is paired over the same bootstrap draws. Where a paper's protocol tests all images by one run, the forests take "
     "five folds of these images among themselves. Figures of split val and of sources never trained on have none "
     "beside them",
     "lungs": "a blanked region takes the mean grey of what is kept; energy is the share of a heatmap's sum that "
-    "lies on lung",
+    "lies on lung, of a network that reads lungs only by construction",
     "randomisation": "rank correlation of heatmaps before and after the last layers (those of parallel heads together) "
     f"get random weights, {RANDOMISED_IMAGES} images, without those whose heatmap was empty before "
     "(Adebayo et al. 2018)",

@@ -89,7 +89,7 @@ def _view(result: Evaluation) -> dict[str, Any]:
 def _together(found: Combination) -> Part:
     facts = (("Networks", ", ".join(found["members"])), ("Images", str(found["images"])))
     sections = tuple(task_sections("together", found["tasks"]))
-    return Part("together", "All together: mean of the calibrated logits", facts, sections=sections)
+    return Part("together", "All together", facts, sections=sections)
 
 
 def _asked(result: Evaluation) -> Iterator[tuple[str, Mapping[str, Task]]]:

@@ -249,7 +249,7 @@ class Experiment(TypedDict):
 
 
 class Combination(TypedDict):
-    """The given `folds` experiments together: mean of their calibrated logits, calibration nested by fold."""
+    """The given `folds` experiments as one: `training.evaluation.tasks.combined`, within one source `together`."""
 
     members: list[str]
     images: int

@@ -128,7 +128,7 @@ DIFFERENCES = {
         _DATA,
         _CLASSES,
         "The dense layers have 256 and 128 neurons, not 4,096 and 2,048.",
-        f"{_EQUALISED}",
+        _EQUALISED,
         f"{_TRAINING} 12 epochs of 1,500 images at 4e-4; the paper has Adam in steps.",
         f"{_SAMPLING} The paper has class weights.",
     ),
