@@ -57,7 +57,7 @@ METHOD = {
     f"scores of split train; in questions of COVID-19 against the rest without {', '.join(CHILDREN)} (children). "
     "Calibration is Platt's",
     "all together": "COVID-19 against the rest: mean of the calibrated logits. Questions within one source: mean of "
-    "the outputs in deviations of the other folds' outputs, each network weighed by the probit of its AUC in these folds",
+    "the outputs in deviations of the other folds' outputs, each network weighed by the probit of its AUC there",
     "baselines": "random forests that see no lung, on the same images, folds and labels; the difference of the AUCs "
     "is paired over the same bootstrap draws. Where a paper's protocol tests all images by one run, the forests take "
     "five folds of these images among themselves. Figures of split val and of sources never trained on have none "
