@@ -75,6 +75,18 @@ class DeclineReason(StrEnum):
     LATERAL = "lateral"
     NOT_FRONTAL = "not_frontal"
     CONSTANT = "constant"
+    NOT_CXR = "not_cxr"
+
+
+class Remark(StrEnum):
+    """What was done to an image before the networks saw it, or to their answer; with ``:`` and a name where one fits.
+
+    The pixels of the instance itself are never changed.
+    """
+
+    POLARITY_MENDED = "polarity_mended"
+    TURNED = "turned"  # by how many degrees, clockwise: "turned:90"
+    WITHOUT_MEMBER = "without_member"  # which one: "without_member:jahan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +108,35 @@ class Admission:
         return self.reason is None
 
 
+class Decision(StrEnum):
+    """What the bundle decides on one question; *indeterminate* where its members disagree too far to decide."""
+
+    FLAGGED = "flagged"
+    NOT_FLAGGED = "not_flagged"
+    INDETERMINATE = "indeterminate"
+
+
 @dataclass(frozen=True, slots=True)
 class TargetResult:
-    """The bundle's answer to one question: `flagged` is ``probability >= threshold``."""
+    """The bundle's answer to one question.
+
+    Unless it is indeterminate, it is flagged where ``probability >= threshold`` and not flagged elsewhere.
+    """
 
     target: str
     probability: float
     threshold: float
-    flagged: bool
+    decision: Decision
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the decision is that the image be looked at."""
+        return self.decision is Decision.FLAGGED
+
+
+def decided(probability: float, threshold: float) -> Decision:
+    """The decision where nothing speaks against one."""
+    return Decision.FLAGGED if probability >= threshold else Decision.NOT_FLAGGED
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +162,13 @@ class MemberMap:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Everything that the network said about one instance."""
+    """Everything that the networks said about one instance.
+
+    Attributes
+    ----------
+    remarks
+        What a reader of the answer must know of how it came about: see `Remark`.
+    """
 
     bundle: str
     release: str
@@ -137,6 +176,7 @@ class Prediction:
     targets: tuple[TargetResult, ...]
     members: Mapping[str, Mapping[str, float]]
     maps: tuple[MemberMap, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def invariant_holds(counts: dict[str, int]) -> bool:

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 
 from dicom_node import uids
+from dicom_node.domain import Decision
 from dicom_node.results import (
     check,
     equipment,
@@ -66,8 +67,11 @@ _TEXT = (238, 240, 242)
 _QUIET = (172, 178, 184)
 _BANNER = (255, 205, 0)
 _BLACK = (0, 0, 0)
-_FLAGGED = (255, 140, 80)
-_NOT_FLAGGED = (150, 205, 255)
+_DECIDED: dict[Decision, Colour] = {
+    Decision.FLAGGED: (255, 140, 80),
+    Decision.NOT_FLAGGED: (150, 205, 255),
+    Decision.INDETERMINATE: (214, 190, 255),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +236,9 @@ def _answer(result: TargetResult, title: str, unit: int, width: int) -> list[Lin
     if f"{result.probability:.3f}" == f"{result.threshold:.3f}" and result.probability != result.threshold:
         digits = 6  # or the picture would seem to contradict itself
     numbers = f"Probability {result.probability:.{digits}f}, threshold {result.threshold:.{digits}f}"
-    colour = _FLAGGED if result.flagged else _NOT_FLAGGED
     return [
         *_wrapped(title[:LONGEST_TITLE], unit * 5 // 4, _TEXT, width),
-        Line("FLAGGED" if result.flagged else "NOT FLAGGED", unit, colour, chip=True),
+        Line(result.decision.replace("_", " ").upper(), unit, _DECIDED[result.decision], chip=True),
         *_wrapped(numbers, unit, _TEXT, width),
     ]
 

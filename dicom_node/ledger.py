@@ -22,7 +22,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from dicom_node.bundle import Manifest
-from dicom_node.domain import NodeError, ObjectKind, Purpose, State, TargetResult
+from dicom_node.domain import NodeError, ObjectKind, Purpose, State, TargetResult, decided
 from dicom_node.tables import (
     InstanceRow,
     ObjectRow,
@@ -335,4 +335,7 @@ def log_transition(session: Session, screening_id: int, old: State | None, new: 
 
 def target_results(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
     """The answers as plain data, in the rows' order."""
-    return tuple(TargetResult(row.target, row.probability, row.threshold, row.flagged) for row in outcomes)
+    return tuple(
+        TargetResult(row.target, row.probability, row.threshold, decided(row.probability, row.threshold))
+        for row in outcomes
+    )

@@ -28,7 +28,7 @@ from pydicom.uid import (
 )
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision
 from dicom_node.results import (
     ResultError,
     check,
@@ -67,6 +67,11 @@ SERIES_DESCRIPTION = "AI result - RESEARCH, NOT FOR DIAGNOSTIC USE"
 _MODALITIES = {"CR": "Computed Radiography", "DX": "Digital Radiography", "RG": "Radiographic imaging"}
 _UNIT = Code("1", "UCUM", "no units")
 _PROBABILITY = Code("122157", "DCM", "Probability")
+_ANSWERS = {
+    Decision.FLAGGED: codes.SCT.Positive,
+    Decision.NOT_FLAGGED: codes.SCT.Negative,
+    Decision.INDETERMINATE: Code("373068000", "SCT", "Undetermined"),
+}
 _THRESHOLD = Code("122411", "DCM", "Threshold Value")
 _VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
 _PLAIN_CHEST_XRAY = Code("399208008", "SCT", "Plain X-ray of chest")
@@ -228,9 +233,7 @@ def _target_group(
             _measurement(_PROBABILITY, result.probability, f"probability of {result.target}", source),
             _measurement(_THRESHOLD, result.threshold, f"threshold of {result.target}", source),
         ],
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(name=question, value=codes.SCT.Positive if result.flagged else codes.SCT.Negative)
-        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=question, value=_ANSWERS[result.decision])],
     )
     more = group[0].ContentSequence
     if prediction.maps:  # PS3.16 TID 1501 row 9d, for which highdicom has no argument

@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision, NodeError, decided
 from dicom_node.normalise import CHARACTER_SET
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def check(prediction: Prediction, manifest: Manifest) -> None:
     for result in prediction.targets:
         find_target(manifest, result.target)
         probability = finite(result.probability, f"probability of {result.target}")
-        if bool(result.flagged) != (probability >= finite(result.threshold, f"threshold of {result.target}")):
-            raise ResultError(f"{result.target}: flagged contradicts probability and threshold")
+        plain = decided(probability, finite(result.threshold, f"threshold of {result.target}"))
+        if result.decision not in (plain, Decision.INDETERMINATE):
+            raise ResultError(f"{result.target}: {result.decision} contradicts probability and threshold")
 
 
 def find_target(manifest: Manifest, name: str) -> Target:

@@ -1,7 +1,7 @@
 """What the listener and a worker would bring to the ledger."""
 
 from dicom_node.archive import ArchivedFile
-from dicom_node.domain import Admission, DeclineReason, Prediction, TargetResult
+from dicom_node.domain import Admission, Decision, DeclineReason, Prediction, TargetResult
 from dicom_node.ledger import Received
 
 ADMITTED = Admission(None, "PA", "chest", ("ViewPosition", "BodyPartExamined"))
@@ -30,6 +30,8 @@ def prediction(manifest):
         bundle=manifest.name,
         release=manifest.release,
         operating_point="balanced",
-        targets=tuple(TargetResult(target.name, 0.123456789012345, 0.5, False) for target in manifest.targets),
+        targets=tuple(
+            TargetResult(target.name, 0.123456789012345, 0.5, Decision.NOT_FLAGGED) for target in manifest.targets
+        ),
         members={"zhang": {"p_cls": 0.1, "p_ano": -0.75, "p_avg": -0.025}},
     )

@@ -15,7 +15,7 @@ from pydicom.uid import UID, Comprehensive3DSRStorage
 
 from dicom_node import bundle
 from dicom_node.bundle import Calibration, Manifest, Member, OperatingPoint, Target, WeightFile
-from dicom_node.domain import MemberMap, Prediction, TargetResult
+from dicom_node.domain import Decision, MemberMap, Prediction, TargetResult, decided
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.report import build_report
@@ -82,7 +82,7 @@ def prediction(probability: float = 0.8125, threshold: float = 0.5, **changes: A
         "bundle": "starter",
         "release": "2024.1",
         "operating_point": "balanced",
-        "targets": (TargetResult("covid", probability, threshold, probability >= threshold),),
+        "targets": (TargetResult("covid", probability, threshold, decided(probability, threshold)),),
         "members": {
             "basu": {"logit_covid": -1.25},
             "zhang": {"p_avg": 1.0437219, "p_cls": 0.91234567, "p_ano": 5.8761234},
@@ -155,3 +155,11 @@ def read_result(report: Dataset) -> dict[str, Any]:
             "p_cls" if concept == codes.DCM.Probability else concept.value: value for concept, value in numbers.items()
         }
     return {"answers": answers, "outputs": outputs}
+
+
+def two_results() -> tuple[TargetResult, TargetResult]:
+    """One question answered with no, one with yes."""
+    return (
+        TargetResult("covid", 0.2, 0.5, Decision.NOT_FLAGGED),
+        TargetResult("pneumonia", 0.7, 0.3, Decision.FLAGGED),
+    )

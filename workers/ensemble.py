@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from dicom_node.bundle import read_manifest
-from dicom_node.domain import BundleError, NodeError, Prediction, TargetResult
+from dicom_node.domain import BundleError, NodeError, Prediction, TargetResult, decided
 from training.models.calibration import Platt
 from training.models.combine import combined_probability
 from training.models.preprocess import Preprocess
@@ -137,7 +137,7 @@ class Ensemble:
         probability = combined_probability(logits, target.weights)
         if not math.isfinite(probability):
             raise OutputError(f"{self.manifest.name} {self.release}: probability of {target.name} is {probability}")
-        return TargetResult(target.name, probability, target.threshold, probability >= target.threshold)
+        return TargetResult(target.name, probability, target.threshold, decided(probability, target.threshold))
 
 
 def _device(name: str) -> torch.device:

@@ -67,6 +67,7 @@ class _Answer:
             "admitted": self.admitted,
             "reason": self.reason,
             "probability": first.probability if first else None,
+            "decision": first.decision if first else None,
             "flagged": first.flagged if first else None,
             "threshold": first.threshold if first else None,
             "bundle": bundle,
@@ -74,6 +75,7 @@ class _Answer:
                 result.target: {
                     "probability": result.probability,
                     "threshold": result.threshold,
+                    "decision": result.decision,
                     "flagged": result.flagged,
                     "operating_point": found.operating_point,
                 }
@@ -96,7 +98,7 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
         _make_folder(out)
     bundle = f"{ensemble.manifest.name} {ensemble.manifest.release}"
     console = Console(stderr=True)
-    table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "flagged", "remark")
+    table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "decision", "remark")
     readable = True
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
         for path in progress.track(inputs, description="Screening"):
@@ -201,6 +203,6 @@ def _row(answer: _Answer) -> tuple[str, ...]:
         {True: "yes", False: "no", None: "-"}[answer.admitted],
         f"{found.probability:.3f}" if found else "-",
         f"{found.threshold:.3f}" if found else "-",
-        ("FLAGGED" if found.flagged else "no") if found else "-",
+        found.decision.replace("_", " ") if found else "-",
         answer.error or answer.reason or "",
     )

@@ -286,7 +286,7 @@ def _table(sent: list[_Sent], summaries: dict[str, Summary]) -> Table:
             f"{number}",
             summary.state if not summary.reason else f"{summary.state}: {summary.reason}",
             f"{first.probability:.3f}" if first else "-",
-            ("FLAGGED" if first.flagged else "not flagged") if first else "-",
+            first.decision.replace("_", " ") if first else "-",
             f"{held} of {len(summary.sop_instance_uids)}",
             f"{image.seconds:.1f}" if image.seconds is not None else "-",
         )

@@ -13,12 +13,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from dicom_node.domain import TargetResult
 from dicom_node.normalise import TYPE_2
 from dicom_node.report import SOP_CLASSES
 from dicom_node.results import encode
 from tests.factories import chest_dataset, chest_pixels, code
-from tests.result_factories import manifest, prediction, read_result, results, stored, target
+from tests.result_factories import manifest, prediction, read_result, results, stored, target, two_results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,7 +145,7 @@ def test_the_validators_find_faults(validators: Validate, tmp_path: Path) -> Non
 def test_results_of_every_kind_of_prediction_are_valid(validators: Validate, tmp_path: Path) -> None:
     source = stored(chest_dataset())
     two = manifest(targets=(target(), target("pneumonia", 0.3)))
-    both = (TargetResult("covid", 0.2, 0.5, False), TargetResult("pneumonia", 0.7, 0.3, True))
+    both = two_results()
     kinds = [
         (prediction(0.25), manifest()),
         (prediction(maps=()), manifest()),

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from dicom_node import heatmap
-from dicom_node.domain import TargetResult
+from dicom_node.domain import Decision, TargetResult
 from dicom_node.heatmap import BANNER, draw_heatmap, layout, mean_activation
 from dicom_node.results import ResultError, encode
 from tests.factories import chest_dataset
-from tests.result_factories import manifest, member, prediction, results, spot, stored, target, xray
+from tests.result_factories import manifest, member, prediction, results, spot, stored, target, two_results, xray
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +156,7 @@ def test_a_probability_just_below_the_threshold_is_not_rounded_onto_it() -> None
 
 def test_every_question_of_the_bundle_is_answered_in_the_header() -> None:
     two = manifest(targets=(target(), target("pneumonia", 0.3)))
-    answer = prediction(targets=(TargetResult("covid", 0.2, 0.5, False), TargetResult("pneumonia", 0.7, 0.3, True)))
+    answer = prediction(targets=two_results())
     text = [line.text for line in layout(500, 400, answer, two, size=512).header]
     assert text[:6] == [
         "COVID-19",
@@ -234,7 +234,7 @@ def test_the_same_arguments_give_the_same_bytes() -> None:
 
 def test_what_changes_the_picture_changes_its_uid() -> None:
     source = stored(chest_dataset())
-    low = (TargetResult("covid", 0.8125, 0.25, True),)
+    low = (TargetResult("covid", 0.8125, 0.25, Decision.FLAGGED),)
     retrained = manifest(members=(member("zhang", "c"), member("basu", "b")))
     made = [
         results(source)[0],
@@ -255,9 +255,9 @@ def test_what_changes_the_picture_changes_its_uid() -> None:
         {"release": "other"},
         {"bundle": "other"},
         {"targets": ()},
-        {"targets": (TargetResult("flu", 0.8, 0.5, True),)},
-        {"targets": (TargetResult("covid", float("nan"), 0.5, False),)},
-        {"targets": (TargetResult("covid", 0.8, 0.5, False),)},
+        {"targets": (TargetResult("flu", 0.8, 0.5, Decision.FLAGGED),)},
+        {"targets": (TargetResult("covid", float("nan"), 0.5, Decision.NOT_FLAGGED),)},
+        {"targets": (TargetResult("covid", 0.8, 0.5, Decision.NOT_FLAGGED),)},
         {"members": {"nobody": {"p_cls": 0.5}}},
     ],
 )

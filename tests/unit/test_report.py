@@ -17,11 +17,11 @@ from pydicom.uid import (
 )
 
 from dicom_node import __version__
-from dicom_node.domain import MANUFACTURER, MODEL_NAME, TargetResult
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision, TargetResult
 from dicom_node.report import NOT_FOR_DIAGNOSIS, SOP_CLASSES, output_code
 from dicom_node.results import ResultError, encode
 from tests.factories import chest_dataset
-from tests.result_factories import manifest, member, prediction, read_result, results, stored, target
+from tests.result_factories import manifest, member, prediction, read_result, results, stored, target, two_results
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_number_survives_in_the_16_characters_of_a_decimal_string(source: Data
 
 def test_numbers_of_numpy_are_taken_as_they_are(source: Dataset) -> None:
     answer = prediction(
-        targets=(TargetResult("covid", np.float32(0.7), np.float64(0.5), True),),  # type: ignore[arg-type]
+        targets=(TargetResult("covid", np.float32(0.7), np.float64(0.5), Decision.FLAGGED),),  # type: ignore[arg-type]
         members={"zhang": {"p_cls": np.float32(0.25)}},
     )
     read = read_result(results(source, answer)[1])
@@ -106,7 +106,7 @@ def test_a_negative_answer_never_asserts_the_disease(source: Dataset) -> None:
 
 def test_there_is_a_group_per_question_and_one_per_member(source: Dataset) -> None:
     two = manifest(targets=(target(), target("pneumonia", 0.3)))
-    answer = prediction(targets=(TargetResult("covid", 0.2, 0.5, False), TargetResult("pneumonia", 0.7, 0.3, True)))
+    answer = prediction(targets=two_results())
     _, report = results(source, answer, two)
     assert [value_of(group, "112039") for group in groups_of(report)] == [
         "AI ensemble: COVID-19",
@@ -284,7 +284,7 @@ def test_the_order_in_which_members_are_given_does_not_matter(source: Dataset) -
 
 
 def test_what_changes_the_report_changes_its_uid_and_its_series(source: Dataset) -> None:
-    low = (TargetResult("covid", 0.8125, 0.25, True),)
+    low = (TargetResult("covid", 0.8125, 0.25, Decision.FLAGGED),)
     made = [
         results(source)[1],
         results(source, sop_class=ComprehensiveSRStorage)[1],

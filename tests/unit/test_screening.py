@@ -12,7 +12,7 @@ from dicom_node.claims import Claims
 from dicom_node.config import Settings
 from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
-from dicom_node.domain import BundleError, MemberMap, Prediction, TargetResult
+from dicom_node.domain import BundleError, Decision, MemberMap, Prediction, TargetResult
 from dicom_node.ledger import Ledger
 from dicom_node.results import encode
 from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
@@ -41,7 +41,7 @@ class FakeEnsemble:
                 bundle=self.manifest.name,
                 release=self.manifest.release,
                 operating_point=target.operating_point,
-                targets=(TargetResult(target.name, 0.75, target.threshold, True),),
+                targets=(TargetResult(target.name, 0.75, target.threshold, Decision.FLAGGED),),
                 members={"zhang": {"p_cls": 0.7}, "basu": {"p_cls": 0.8}},
                 maps=(found,),
             )
