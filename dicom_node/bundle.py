@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dicom_node.domain import BundleError
 
 MANIFEST = "manifest.json"
+REST = "rest"
+SUM = " + "
 
 Option = bool | int | float | str | tuple[str, ...]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
 
 
 class _Part(BaseModel):
@@ -36,11 +41,13 @@ class Code(_Part):
 
 
 class OperatingPoint(_Part):
-    """A threshold on the calibrated probability, with what it gave on the held-back folds."""
+    """A threshold on the probability, with what it gave on the held-back folds and 95 % intervals."""
 
-    threshold: float = Field(ge=0, le=1)
-    sensitivity: float = Field(ge=0, le=1)
-    specificity: float = Field(ge=0, le=1)
+    threshold: Share
+    sensitivity: Share
+    specificity: Share
+    sensitivity_interval: Interval | None = None
+    specificity_interval: Interval | None = None
 
 
 class Distribution(_Part):
@@ -59,13 +66,51 @@ class Distribution(_Part):
     histogram: tuple[int, ...] = Field(min_length=1)
 
 
-class Target(_Part):
-    """One question that the bundle answers.
+class Scaling(_Part):
+    """A straight line: ``logit = slope * value + intercept``."""
+
+    slope: Number
+    intercept: Number
+
+
+class Condition(_Part):
+    """Another question that must be answered with yes for this one to be.
+
+    This question's probability is halved where that one's stands at `threshold`, and less and less touched above.
+    """
+
+    target: str
+    threshold: float = Field(gt=0, lt=1)
+
+
+class Disagreement(_Part):
+    """How far members may lie apart before nothing is decided.
 
     Attributes
     ----------
-    weights
-        Of the members in the mean of calibrated logits that makes the probability.
+    bound
+        Of the spread of the members' logits over the distance of the combined logit from the threshold's.
+    share, error, error_beyond
+        Measured on the held-back folds: images beyond the bound, wrong decisions within it, and those that would have
+        been wrong beyond it.
+    """
+
+    bound: float = Field(gt=0, allow_inf_nan=False)
+    share: Share
+    error: Share
+    error_beyond: Share
+
+
+class Target(_Part):
+    """One question that the bundle answers; `dicom_node.combination` does the sums.
+
+    Attributes
+    ----------
+    combination
+        ``mean``: the weighted mean of the members' calibrated logits. ``stacking``: their weighted sum and the
+        intercept. ``voting``: the weighted share of members whose logit is at least 0.
+    scaling
+        Of the combined logit, after `condition`.
     reference
         By class, ``positive`` and ``negative``, the probabilities that the operating points were chosen on.
     """
@@ -73,10 +118,27 @@ class Target(_Part):
     name: str
     title: str
     code: Code
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    combination: Literal["mean", "stacking", "voting"] = "mean"
+    weights: dict[str, Number]
+    intercept: Number = 0.0
+    condition: Condition | None = None
+    scaling: Scaling | None = None
     operating_point: str
     operating_points: dict[str, OperatingPoint]
+    disagreement: Disagreement | None = None
     reference: dict[str, Distribution] = Field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse weights that make no combination, and an operating point that is not defined."""
+        if self.combination != "stacking":
+            if min(self.weights.values(), default=0) < 0:
+                raise ValueError(f"target {self.name}: a weight is below 0, which only stacking allows")
+            if not sum(self.weights.values()) > 0:
+                raise ValueError(f"target {self.name}: the weights of its members have no positive sum")
+        elif not self.weights:
+            raise ValueError(f"target {self.name}: no members")
+        if self.operating_point not in self.operating_points:
+            raise ValueError(f"target {self.name}: operating point {self.operating_point} is not defined")
 
     @property
     def threshold(self) -> float:
@@ -91,16 +153,37 @@ class WeightFile(_Part):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Calibration(_Part):
-    """Platt scaling of one output of a member: ``probability = sigmoid(slope * output + intercept)``."""
+class Calibration(Scaling):
+    """Platt scaling of what a member puts out: the logit of a question.
+
+    Attributes
+    ----------
+    output
+        The name of an output, or several with `SUM` between them: their sum.
+    over
+        Where given, it is the logarithm of `output` over this that is scaled; ``rest`` is 1 less `output`.
+    """
 
     output: str
-    slope: float = Field(allow_inf_nan=False)
-    intercept: float = Field(allow_inf_nan=False)
+    over: str = ""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that it reads."""
+        over = self.over.split(SUM) if self.over not in ("", REST) else []
+        return (*self.output.split(SUM), *over)
 
 
 class Member(_Part):
-    """One trained network: `architecture` and `options` are its name and arguments in `training.models.registry`."""
+    """One trained network: `architecture` and `options` are its name and arguments in `training.models.registry`.
+
+    Attributes
+    ----------
+    required
+        Whether there is no answer without it.
+    maps
+        Names of the heatmaps that are kept; none given: all.
+    """
 
     name: str
     title: str
@@ -111,11 +194,46 @@ class Member(_Part):
     weights: tuple[WeightFile, ...] = Field(min_length=1)
     preprocessing: dict[str, float | int | str]
     calibration: dict[str, Calibration]
+    required: bool = True
+    maps: tuple[str, ...] | None = None
 
     @property
     def weights_sha256(self) -> str:
         """One digest over the digests of all weight files, in order."""
         return hashlib.sha256("".join(part.sha256 for part in self.weights).encode()).hexdigest()
+
+
+class Gate(_Part):
+    """What tells frontal chest X-rays from everything else, by the maps of one member's trunk.
+
+    Attributes
+    ----------
+    reads
+        The member whose trunk and preprocessing it shares.
+    kinds
+        What its outputs tell, in order; those that begin with ``frontal`` are admitted, or mended.
+    threshold, distance
+        Declined where all frontal kinds together have less than this probability, or where the features lie further
+        than this from those of frontal chest X-rays.
+    measured
+        By kind, how many images were shown that it had not been fitted on, and how many were declined.
+    """
+
+    reads: str
+    weights: WeightFile
+    kinds: tuple[str, ...] = Field(min_length=2)
+    threshold: Share
+    distance: float = Field(gt=0, allow_inf_nan=False)
+    measured: dict[str, tuple[int, int]] = Field(default_factory=dict)
+
+
+class Golden(_Part):
+    """Images with the scores that they must give on any device, to `tolerance` (of 1, or of a score above 1)."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9._-]+\.json$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tolerance: float = Field(gt=0, lt=1)
+    half_tolerance: float = Field(gt=0, lt=1)
 
 
 class Manifest(_Part):
@@ -126,19 +244,28 @@ class Manifest(_Part):
     title: str
     targets: tuple[Target, ...] = Field(min_length=1)
     members: tuple[Member, ...] = Field(min_length=1)
+    gate: Gate | None = None
+    golden: Golden | None = None
     training: dict[str, Any]
 
     def model_post_init(self, context: Any) -> None:
         """Refuse a manifest whose parts do not fit together."""
         members = {member.name: member for member in self.members}
+        unconditional = {target.name for target in self.targets if target.condition is None}
         for target in self.targets:
-            if not sum(target.weights.values()) > 0:
-                raise ValueError(f"target {target.name}: the weights of its members have no positive sum")
-            if target.operating_point not in target.operating_points:
-                raise ValueError(f"target {target.name}: operating point {target.operating_point} is not defined")
+            target.check()
             for name in target.weights:
                 if name not in members or target.name not in members[name].calibration:
                     raise ValueError(f"target {target.name}: no calibrated member {name}")
+                if target.combination == "stacking" and not members[name].required:
+                    raise ValueError(f"target {target.name}: stacking needs {name}, which is not required")
+            if target.condition is not None and target.condition.target not in unconditional:
+                raise ValueError(
+                    f"target {target.name} cannot depend on {target.condition.target}: no such target, or it depends "
+                    "on another itself"
+                )
+        if self.gate is not None and self.gate.reads not in members:
+            raise ValueError(f"the gate reads {self.gate.reads}, which is no member")
 
 
 def find_bundle(bundle: str) -> Path:

@@ -6,7 +6,7 @@ Everything here is frozen and safe to pass between threads and processes.
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -121,12 +121,18 @@ class TargetResult:
     """The bundle's answer to one question.
 
     Unless it is indeterminate, it is flagged where ``probability >= threshold`` and not flagged elsewhere.
+
+    Attributes
+    ----------
+    members
+        By member, the probability if that member were alone.
     """
 
     target: str
     probability: float
     threshold: float
     decision: Decision
+    members: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def flagged(self) -> bool:

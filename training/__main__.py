@@ -99,11 +99,33 @@ def evaluate(runs: Runs, data: Data, out: Out) -> None:
 
 
 @app.command()
-def export(runs: Runs, data: Data, out: Out, name: str = "ensemble", release: str = "0.1.0") -> None:
+def export(
+    runs: Runs,
+    data: Data,
+    out: Out,
+    name: str = "ensemble",
+    release: str = "0.1.0",
+    gate: Annotated[
+        Path | None, typer.Option(help="Folder that `gate` wrote, for the last of RUN that has its blocks.")
+    ] = None,
+) -> None:
     """Write the networks of `folds` experiments as a bundle that `dicom-node` loads, and evaluate it."""
     from training.export import export as run
 
-    run(runs, data, out, name=name, release=release)
+    run(runs, data, out, name=name, release=release, gate=gate)
+    typer.echo(out)
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(help="A finished experiment whose network reads levels of a backbone.")],
+    data: Data,
+    out: Out,
+) -> None:
+    """Fit what tells frontal chest X-rays from everything else, and measure it by kind."""
+    from training.gate import fit_gate
+
+    fit_gate(run, data, out)
     typer.echo(out)
 
 

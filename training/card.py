@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from training.evaluation.shape import AtThreshold, Task
 
 _SAME_SOURCE, _OUT_OF_FOLD, _VAL, _EXTERNAL = "covid19 against pneumonia", "covid19 against the rest", "val", "external"
+_WITHIN = "pneumonia against normal"
 _SOURCES = {
     "actualmed": "Actualmed COVID-19 chest X-ray data set: one group of hospitals",
     "chexpert": "CheXpert (Irvin et al., AAAI 2019): adults, one hospital",
@@ -38,9 +39,9 @@ _SOURCES = {
 
 def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], train: Sequence[Picture]) -> str:
     """The card as Markdown, every figure from `evaluation` and every count from `train`."""
-    record, target = manifest["training"], manifest["targets"][0]
+    record = manifest["training"]
     tasks, fitted = evaluation["combination"]["tasks"], record["calibration"]
-    points, children = target["operating_points"], _and(fitted["left_out"])
+    children = _and(fitted["left_out"])
     return _wrapped(f"""# Model card: {manifest["name"]} {manifest["release"]}
 
 {_verdict(tasks)}
@@ -52,16 +53,18 @@ sections are those of Mitchell et al., Model Cards for Model Reporting (2019).
 ## Model details
 
 {_members(manifest)}
-The answer is one probability, of {target["code"]["meaning"]}: {record["combination"]}. A member's score becomes a logit
-by a straight line (Platt scaling).
+{_targets(manifest)}
+A member's score becomes a logit by a straight line (Platt scaling), and the members' logits one by their weighted mean;
+a member weighs as much as the two answers lie apart in what it says (probit of its AUC within each collection). Where
+the members' logits spread too far, measured against the distance of their mean from the threshold, nothing is decided:
+the answer is *indeterminate*.
 
 {_list(trained(name, found) for name, found in record["members"].items())}
 
 ## Intended use
 
 For research, and for trying out the node it comes with. **It is not a medical device**, no doctor has tested it, and
-no decision about a patient may rest on it. Frontal chest X-rays of adults only. It was not made for children, lateral
-views, or images of anything else, and it answers them all the same.
+no decision about a patient may rest on it. Frontal chest X-rays. {_gate(manifest)}
 
 ## Factors
 
@@ -79,11 +82,11 @@ Area under the ROC curve with a 95 % percentile interval over bootstrap draws of
 together), and beside it that of the best of three random forests that see no lung; sensitivity and specificity with
 95 % Clopper-Pearson intervals over images, which are too narrow where one patient has several images.
 
-Two thresholds on the probability, fixed before `val` was scored: `balanced` (the default) has the largest sum of
-sensitivity and specificity, {points["balanced"]["threshold"]:.4f}; `high-sensitivity` has a sensitivity of at least
-95 %, {points["high-sensitivity"]["threshold"]:.4f}. `val` and `external` are held against these; out of fold, the
-thresholds that are applied to a fold come from the other folds, and each member's straight line was fitted on all of
-them.
+Two thresholds on each probability, fixed before `val` was scored: `balanced` (the default) has the largest sum of
+sensitivity and specificity, `high-sensitivity` a sensitivity of at least 95 %. `val` and `external` are held against
+these; out of fold, thresholds, weights and straight lines that are applied to a fold come from the other folds.
+
+{_points(manifest)}
 
 ## Evaluation data
 
@@ -118,16 +121,24 @@ The thresholds of this table were chosen on the other folds' images of this very
 ### COVID-19 against the rest, out of fold
 
 {_table(tasks, _OUT_OF_FOLD)}
-### Each member alone, COVID-19 against the rest: AUC
+### Pneumonia against normal within a collection
 
-{_alone(evaluation["members"])}
+By the answer to *any abnormality*, out of fold:
+
+{_table(tasks, _WITHIN)}
+### What each member is worth
+
+Out of fold: the AUC of the ensemble, of each member alone in its place, and of the ensemble without it.
+
+{_worth(evaluation["members"])}
 What the papers report, on other images, stands beside ours in the project's `docs/reproduction.md`.
 
 ### What the probability means
 
-It was fitted on the out-of-fold scores of {fitted["images"]:,} training images,
+That of COVID-19 was fitted on the out-of-fold scores of {fitted["images"]:,} training images of adults,
 {100 * fitted["positives"] / fitted["images"]:.0f} % of them COVID-19: it is the share of COVID-19 among images like
-those. Where COVID-19 is rarer, as nearly everywhere, the true share is lower. {_calibration(tasks)}
+those; those of pneumonia and any abnormality on collections that hold normal images too, as many images of each. Where
+COVID-19 is rarer, as nearly everywhere, the true share is lower. {_calibration(tasks)}
 
 ## Ethical considerations
 
@@ -164,7 +175,6 @@ def _verdict(tasks: Mapping[str, Task]) -> str:
 
 
 def _members(manifest: Mapping[str, Any]) -> str:
-    target = manifest["targets"][0]
     rows = []
     for member in manifest["members"]:
         how = member["preprocessing"]
@@ -175,11 +185,75 @@ def _members(manifest: Mapping[str, Any]) -> str:
                 f"{member['name']} {member['version']}",
                 f"{member['architecture']}{f' ({options})' if options else ''}. {member['citation']}",
                 f"{crop} px{f' from the centre of {resize}' if crop < resize else ''}, {how['standardise']}",
-                member["calibration"][target["name"]]["output"],
-                f"{target['weights'][member['name']]:.3g}",
+                "; ".join(f"{question}: {_read(one)}" for question, one in member["calibration"].items()),
+                ", ".join(
+                    f"{target['name']} {target['weights'][member['name']]:.2f}"
+                    for target in manifest["targets"]
+                    if member["name"] in target["weights"]
+                ),
             )
         )
-    return markdown_table(("member", "network", "input, standardised", "score", "weight"), rows)
+    return markdown_table(("member", "network", "input, standardised", "scores", "weights"), rows)
+
+
+def _read(calibration: Mapping[str, Any]) -> str:
+    over = calibration.get("over")
+    return f"{calibration['output']} over {over}" if over else calibration["output"]
+
+
+def _targets(manifest: Mapping[str, Any]) -> str:
+    lines = []
+    for target in manifest["targets"]:
+        line = f"`{target['name']}`, {target['title'].lower()}: the probability of {target['code']['meaning']}"
+        if condition := target.get("condition"):
+            line += (
+                f", if the image is abnormal; halved where the answer to `{condition['target']}` is "
+                f"{condition['threshold']:g}, and lower still below"
+            )
+        lines.append(line)
+    return f"{len(lines)} question{'s are' if len(lines) > 1 else ' is'} answered:\n\n{_list(lines)}\n"
+
+
+def _points(manifest: Mapping[str, Any]) -> str:
+    rows = []
+    for target in manifest["targets"]:
+        apart = target.get("disagreement")
+        for index, (name, point) in enumerate(target["operating_points"].items()):
+            undecided = (
+                f"{100 * apart['share']:.0f} % ({100 * apart['error_beyond']:.0f} % wrong; "
+                f"{100 * apart['error']:.0f} % of the others)"
+                if apart and not index
+                else ""
+            )
+            shares = (_with_interval(point, kind) for kind in ("sensitivity", "specificity"))
+            rows.append((target["name"] if not index else "", name, f"{point['threshold']:.4f}", *shares, undecided))
+    head = ("question", "operating point", "threshold", "sensitivity", "specificity", "indeterminate")
+    return "Measured out of fold on the images that they were chosen on:\n\n" + markdown_table(head, rows)
+
+
+def _with_interval(point: Mapping[str, Any], kind: str) -> str:
+    low, high = point[f"{kind}_interval"]
+    return f"{point[kind]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _gate(manifest: Mapping[str, Any]) -> str:
+    """What is declined by its pixels."""
+    if not (gate := manifest.get("gate")):
+        return "It was not made for lateral views, or images of anything else, and it answers them all the same."
+    measured = gate["measured"]
+    told = [
+        f"{name} {declined} of {shown}"
+        for name, (shown, declined) in measured.items()
+        if not name.startswith("other") and "turned" not in name
+    ]
+    others = [counts for name, counts in measured.items() if name.startswith("other")]
+    junk = f"what is no X-ray at all (drawn) {sum(d for _, d in others)} of {sum(n for n, _ in others)}"
+    return (
+        "A gate declines what it does not take for one, and turns and inverts what stands wrong. Declined were, of "
+        f"images that it had not been fitted on: {'; '.join([*told, junk])}. Other body parts were hardly at hand. It "
+        "was trained on children too (kermany), and does not decline them; only pneumonia and abnormality were "
+        "measured on them."
+    )
 
 
 def trained(name: str, record: Mapping[str, Any]) -> str:
@@ -247,13 +321,25 @@ def _specificity(at: AtThreshold) -> str:
     return f"{share(chosen)} out of fold" if chosen and not at["specificity"] else share(at["specificity"])
 
 
-def _alone(members: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    rows = [
-        (f"{where}, {group}", *(interval(found[group]) for found in by_member.values()))
-        for where, by_member in members.items()
-        for group in next(iter(by_member.values()))
-    ]
-    return markdown_table(("images", *next(iter(members.values()))), rows)
+def _worth(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row for each question and member."""
+    found = []
+    for row in rows:
+        asked = f"{row['question']}, {row['where']} ({row['images']:,})"
+        found.append((asked, "all", interval(row["ensemble"]), "", ""))
+        names = list(dict.fromkeys([*row["members"], *row["without"]]))
+        for name in names:
+            alone, left_out = row["members"].get(name), row["without"].get(name)
+            found.append(
+                (
+                    "",
+                    name,
+                    interval(alone) if alone else NOTHING,
+                    interval(left_out["auc"]) if left_out else NOTHING,
+                    difference(left_out["loss"]) if left_out else NOTHING,
+                )
+            )
+    return markdown_table(("question, where (images)", "member", "alone", "without it", "lost without it"), found)
 
 
 def _licences(train: Sequence[Picture]) -> str:
@@ -286,10 +372,11 @@ def _caveats(manifest: Mapping[str, Any]) -> list[str]:
         how = member["preprocessing"]
         if margin := (how["resize"] - how["crop"]) / 2 / how["resize"]:
             found.append(f"{member['name']} does not look at the outer {100 * margin:.0f} % of the image on each side.")
-    target, records = manifest["targets"][0]["name"], manifest["training"]["members"]
+    target, records = manifest["targets"][0], manifest["training"]["members"]
     for member in manifest["members"]:
         upwards = not records[member["name"]]["recipe"]["score"].startswith("-")
-        if (member["calibration"][target]["slope"] > 0) != upwards:
+        scaling = member["calibration"].get(target["name"])
+        if scaling and not target.get("condition") and (scaling["slope"] > 0) != upwards:
             found.append(
                 f"{member['name']} answers the wrong way round: out of fold its score was lower for COVID-19 than for "
                 "the rest, against the paper's idea, and the calibration has turned it."

@@ -10,51 +10,48 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import logit
 
+from dicom_node.combination import sigmoid
 from training.card import model_card
 from training.data.manifest import manifest_sha256, read_manifest
-from training.data.splits import groups_of
 from training.evaluation.baselines import NoLungForests
 from training.evaluation.bootstrap import RESAMPLES
-from training.evaluation.groups import LEAST_SENSITIVITY
 from training.evaluation.page import write_page
-from training.evaluation.statistics import auc, finite, operating_points
-from training.evaluation.tasks import CHILDREN, COVID19, Scored, covid19_tasks
+from training.evaluation.parts import nested, scored, what_members_are_worth
+from training.evaluation.statistics import finite
+from training.evaluation.tasks import CHILDREN, COVID19, PNEUMONIA, covid19_tasks, pneumonia_tasks
 from training.experiment import FINAL, FOLDS
-from training.models.calibration import Platt, fit_platt
+from training.gate import DESCRIPTION
+from training.golden import write_golden
+from training.models.network import digest_of
 from training.papers import PAPERS
 from training.records import SCORES, WEIGHTS, counts, read_record, read_scores, recipe_of
 from training.scoring import load_network, transform_of
-from training.shipped import logits_of, probabilities_of, score_shipped, write_shards
+from training.shipped import score_shipped, write_shards
+from training.targets import ABNORMAL, fit_targets, readings_of
 from training.train import changes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from training.data.manifest import Picture
     from training.evaluation.shape import Task
     from training.evaluation.tasks import Forests
     from training.recipe import Recipe
     from training.shipped import Scores
+    from training.targets import Fitted
 
 TARGET = COVID19
 VAL, EXTERNAL = "val", "external"
 MANIFEST = "manifest.json"
-_QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # per cent
-_BINS = 20
-_EPSILON = 1e-12
+_MAPS = (COVID19, PNEUMONIA)  # of a network that tells classes: heatmaps of what the bundle is asked for
 _METHOD = {
     "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients (near duplicates together)",
     "sensitivity, specificity": "95 % Clopper-Pearson interval over images",
     "scores": "of the rounded weights that the bundle holds; out of fold, those of the fold networks",
-    "calibration": "of val and external only: it was fitted on the out-of-fold scores",
-    "thresholds": "val and external: the bundle's own; out of fold, a fold's come from the other folds",
+    "calibration, weights, thresholds": "val and external: the bundle's; out of fold, a fold's come from the others",
 }
-_HELD_BACK = (VAL, EXTERNAL)  # how the names of their tasks begin
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -75,11 +72,6 @@ class Member:
     out_of_fold: Mapping[str, Mapping[str, float]]
     fold_of: Mapping[str, str]
 
-    @property
-    def output(self) -> str:
-        """The score that is calibrated; which way it goes, the calibration's slope says."""
-        return self.recipe.score.removeprefix("-")
-
 
 def export(
     experiments: Sequence[Path],
@@ -88,19 +80,21 @@ def export(
     *,
     name: str,
     release: str,
+    gate: Path | None = None,
     forests: Forests | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """`out` is a bundle of the experiments' final networks, with its scores, evaluation, page and model card.
 
-    Calibration, thresholds and reference distribution come from the out-of-fold scores of `train` without the
-    collections of children: a child is told from an adult at a glance, so thresholds fitted on them too would be those
-    of another task than the adult images that a node receives. What is written was trained and
+    Calibration, weights, thresholds and reference distributions come from the out-of-fold scores of `train`
+    (`training.targets` says of which). What is written was trained and
     fitted on nothing of `val` and `external`, which are scored once; the networks that gave the out-of-fold scores had
     the `val` images of other folds among their training images.
 
     Parameters
     ----------
+    gate
+        Folder that `training.gate.fit_gate` wrote; without it the bundle answers whatever image it is shown.
     forests, resamples
         The no-lung baselines and the bootstrap draws of the evaluation.
 
@@ -126,14 +120,19 @@ def export(
     train = [picture for picture in frontal if picture.split == "train"]
     held_back = [picture for picture in frontal if picture.split in (VAL, EXTERNAL)]
     known = [picture for picture in train if all(picture.image_id in member.out_of_fold for member in members)]
-    manifest = make_manifest(members, train, known, name, release)
+    fitted = fit_targets(readings(members), known, out_of_fold(members, known))
+    manifest = make_manifest(members, train, known, fitted, name, release)
     out.mkdir(parents=True, exist_ok=True)
     for member, described in zip(members, manifest["members"], strict=True):
         state = load_network(member.experiment, FINAL).state_dict()
         described["weights"] = write_shards(state, out, f"{member.name}-{release}")
+    told = None
+    if gate is not None:
+        manifest["gate"], told = _take_gate(gate, members, out, release)
+    manifest["golden"] = write_golden(out, manifest, f"golden-{release}.json")
     shown, scores = score_shipped(out, manifest, held_back)
-    _write_scores(out / SCORES, manifest, shown, scores)
-    tasks, alone = _figures(members, manifest, known, (shown, scores), forests or NoLungForests(), resamples)
+    _write_scores(out / SCORES, fitted, shown, scores)
+    tasks, worth = _figures(members, known, fitted, (shown, scores), forests or NoLungForests(), resamples)
     evaluation: dict[str, Any] = finite(
         {
             "bundle": name,
@@ -143,7 +142,9 @@ def export(
             "unreadable": len(held_back) - len(shown),
             "experiments": {},
             "combination": {"members": [m.name for m in members], "images": len(known) + len(shown), "tasks": tasks},
-            "members": alone,
+            "members": worth,
+            "gate": told,
+            "targets": manifest["targets"],
             "method": {name: text.format(resamples=resamples) for name, text in _METHOD.items()},
             "manifest": {"sha256": sha256, "images": len(frontal), "patients": len({p.patient_id for p in frontal})},
         }
@@ -192,32 +193,28 @@ def read_member(experiment: Path, sha256: str) -> Member:
 
 
 def make_manifest(
-    members: Sequence[Member], train: Sequence[Picture], known: Sequence[Picture], name: str, release: str
+    members: Sequence[Member],
+    train: Sequence[Picture],
+    known: Sequence[Picture],
+    fitted: Fitted,
+    name: str,
+    release: str,
 ) -> dict[str, Any]:
-    """The manifest without the files of the weights.
+    """The manifest without files.
 
     Parameters
     ----------
     known
         Those of the images of `train` that every member scored out of fold.
     """
-    fitted = [picture for picture in known if picture.source not in CHILDREN]
-    positive = np.array([picture.finding == TARGET for picture in fitted], dtype=bool)
-    if not positive.any() or positive.all():
-        raise ValueError(f"calibration needs images with and without {TARGET} that every experiment scored out of fold")
-    target: dict[str, Any] = {
-        "name": TARGET,
-        "title": "COVID-19 suspected",
-        "code": {"value": "840539006", "scheme": "SCT", "meaning": "COVID-19"},
-        "weights": {member.name: 1.0 / len(members) for member in members},
-        "operating_point": "balanced",
-    }
-    manifest: dict[str, Any] = {
+    targets = [target.model_dump(mode="json", exclude_defaults=True) for target in fitted.targets]
+    adults = [picture for picture in known if picture.source not in CHILDREN]
+    return {
         "name": name,
         "release": release,
-        "title": "COVID-19 against all else on frontal chest X-rays, for research",
-        "targets": [target],
-        "members": [_described(member, fitted, positive, release) for member in members],
+        "title": "COVID-19, pneumonia and any abnormality on frontal chest X-rays, for research",
+        "targets": targets,
+        "members": [_described(member, fitted, release) for member in members],
         "training": {
             "command": "python -m training export RUN... --data DIR --out DIR",
             "data": {
@@ -228,40 +225,48 @@ def make_manifest(
                 "on": f"out-of-fold scores of train, {FOLDS} folds grouped by patient and near duplicate",
                 "left_out": list(CHILDREN),
                 "not_scored": len(train) - len(known),
-                "images": len(fitted),
-                "positives": int(positive.sum()),
+                "images": len(adults),
+                "positives": sum(picture.finding == TARGET for picture in adults),
             },
-            "combination": "sigmoid of the mean of the members' logits, with equal weights; each fitted, then the mean",
             "members": {member.name: provenance(member) for member in members},
         },
     }
-    scores = [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in fitted]
-    probability = probabilities_of(manifest, scores)
-    if len(members) > 1:
-        columns, weights = logits_of(manifest, scores), target["weights"]
-        mean = np.average([columns[name] for name in weights], axis=0, weights=list(weights.values()))
-        _calibrate_mean(manifest, fit_platt(mean, positive))
-        probability = probabilities_of(manifest, scores)
-    target["operating_points"] = operating_points(probability, positive, LEAST_SENSITIVITY)
-    target["reference"] = {
-        "positive": distribution(probability[positive]),
-        "negative": distribution(probability[~positive]),
-    }
-    return manifest
 
 
-def _calibrate_mean(manifest: dict[str, Any], platt: Platt) -> None:
-    """Let the mean of the members' logits be the calibrated one: the mean of calibrated logits is not, by itself."""
-    for member in manifest["members"]:
-        scaling = member["calibration"][TARGET]
-        scaling["intercept"] = platt.slope * scaling["intercept"] + platt.intercept
-        scaling["slope"] *= platt.slope
+def _take_gate(
+    folder: Path, members: Sequence[Member], out: Path, release: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The gate as the manifest has it, its file in the bundle, and all that was measured of it."""
+    told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    for member in reversed(members):
+        blocks = load_network(member.experiment, FINAL).blocks
+        if blocks is not None and digest_of(blocks.stages) == told["blocks_sha256"]:
+            break
+    else:
+        raise ValueError(f"{folder}: the gate reads blocks that none of the experiments has")
+    file = f"gate-{release}.safetensors"
+    (out / file).write_bytes((folder / told["weights"]["file"]).read_bytes())
+    described = {name: told[name] for name in ("kinds", "threshold", "distance", "measured")}
+    return {"reads": member.name, "weights": {**told["weights"], "file": file}, **described}, told
 
 
-def _described(member: Member, fitted: Sequence[Picture], positive: NDArray[np.bool_], release: str) -> dict[str, Any]:
+def readings(members: Sequence[Member]) -> dict[str, dict[str, dict[str, str]]]:
+    """Which of each member's outputs answers which question."""
+    found = {}
+    for member in members:
+        own = readings_of(member.recipe, tuple(next(iter(member.out_of_fold.values()))))
+        found[member.name] = {name: own[name] for name in own}
+    return found
+
+
+def out_of_fold(members: Sequence[Member], pictures: Sequence[Picture]) -> list[Scores]:
+    """The pictures' scores by the networks that never saw their patients."""
+    return [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in pictures]
+
+
+def _described(member: Member, fitted: Fitted, release: str) -> dict[str, Any]:
     recipe = member.recipe
-    outputs = np.array([member.out_of_fold[picture.image_id][member.output] for picture in fitted])
-    platt: Platt = fit_platt(outputs, positive)
+    calibration = fitted.calibrations[member.name]
     return {
         "name": member.name,
         "title": f"{PAPERS[recipe.paper].title.partition(':')[0]}: {recipe.variant}",
@@ -270,7 +275,10 @@ def _described(member: Member, fitted: Sequence[Picture], positive: NDArray[np.b
         "options": dict(recipe.options),
         "citation": PAPERS[recipe.paper].citation,
         "preprocessing": transform_of(recipe).to_manifest(),
-        "calibration": {TARGET: {"output": member.output, "slope": platt.slope, "intercept": platt.intercept}},
+        "calibration": {name: one.model_dump(exclude_defaults=True) for name, one in calibration.items()},
+        # A method's own anomaly score is one of many; without a network that tells classes there is no answer.
+        "required": not recipe.train_on,
+        **({"maps": list(_MAPS)} if "p_normal" in next(iter(member.out_of_fold.values())) else {}),
     }
 
 
@@ -288,78 +296,45 @@ def provenance(member: Member) -> dict[str, Any]:
     return {"command": " --set ".join([command, *settings]), **record}
 
 
-def distribution(probability: NDArray[np.float64]) -> dict[str, Any]:
-    """How probabilities are spread: how many they are, their quantiles, and a histogram of 0 to 1."""
-    quantiles = np.percentile(probability, _QUANTILES)
-    return {
-        "images": len(probability),
-        "quantiles": {str(per_cent): float(at) for per_cent, at in zip(_QUANTILES, quantiles, strict=True)},
-        "histogram": np.histogram(probability, bins=_BINS, range=(0.0, 1.0))[0].tolist(),
-    }
-
-
 def _figures(
     members: Sequence[Member],
-    manifest: Mapping[str, Any],
     known: Sequence[Picture],
+    fitted: Fitted,
     held_back: tuple[Sequence[Picture], Sequence[Scores]],
     forests: Forests,
     resamples: int,
-) -> tuple[dict[str, Task], dict[str, Any]]:
-    """What the bundle answers to the questions of `training.evaluation.tasks`, and each member's AUC alone."""
-    out_of_fold = [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in known]
-    folds = [members[0].fold_of[picture.image_id] for picture in known]
-    asked = _scored(manifest, known, out_of_fold, folds)
-    final = _scored(manifest, *held_back, [FINAL] * len(held_back[0])) if held_back[0] else None
-    val = [(picture, found) for picture, found in zip(*held_back, strict=True) if picture.split == VAL]
-    alone = {
-        "out of fold": _alone(manifest, known, out_of_fold, resamples),
-        VAL: _alone(manifest, [picture for picture, _ in val], [found for _, found in val], resamples),
-    }
-    tasks = covid19_tasks(asked, final, forests, resamples)
-    for name, task in tasks.items():
-        if not name.startswith(_HELD_BACK):
-            task["calibration"] = None  # it was fitted on these very images
-    return tasks, alone
+) -> tuple[dict[str, Task], list[dict[str, Any]]]:
+    """What the bundle answers to the questions of `training.evaluation.tasks`, and what each member is worth.
+
+    Out of fold, everything that is fitted comes from the other folds; `val` and `external` get what is shipped.
+    """
+    scores, told = out_of_fold(members, known), readings(members)
+    runs = np.array([members[0].fold_of[picture.image_id] for picture in known], dtype=np.str_)
+    honest = nested(told, known, scores, runs)
+    shown, found = held_back
+    final = fitted.answers(found)
+    runs_of_final = np.array([FINAL] * len(shown), dtype=np.str_)
+    tasks = covid19_tasks(
+        scored(known, honest, TARGET, runs),
+        scored(shown, final, TARGET, runs_of_final) if shown else None,
+        forests,
+        resamples,
+    )
+    if ABNORMAL in honest[0]:
+        tasks |= pneumonia_tasks(scored(known, honest, ABNORMAL, runs), forests, resamples)
+        val = [i for i, picture in enumerate(shown) if picture.split == VAL]
+        asked = scored([shown[i] for i in val], [final[i] for i in val], ABNORMAL, runs_of_final[val])
+        tasks |= {f"val, {name}": task for name, task in pneumonia_tasks(asked, None, resamples).items()}
+    return tasks, what_members_are_worth(told, known, scores, runs, resamples)
 
 
-def _scored(
-    manifest: Mapping[str, Any], pictures: Sequence[Picture], scores: Sequence[Scores], runs: Sequence[str]
-) -> Scored:
-    """The images with the bundle's probability of each."""
-    probability = probabilities_of(manifest, scores)
-    logits = logit(probability.clip(_EPSILON, 1 - _EPSILON))
-    return Scored(tuple(pictures), "probability", probability, logits, np.array(runs, dtype=np.str_), calibrated=True)
-
-
-def _alone(
-    manifest: Mapping[str, Any], pictures: Sequence[Picture], scores: Sequence[Scores], resamples: int
-) -> dict[str, dict[str, Any]]:
-    """AUC of each member alone, within each source and pooled, where both classes are."""
-    source = np.array([picture.source for picture in pictures])
-    positive = np.array([picture.finding == TARGET for picture in pictures], dtype=bool)
-    drawn = groups_of(pictures).astype(str)
-    groups = {name: source == name for name in np.unique(source).tolist()}
-    groups |= {"adults": ~np.isin(source, CHILDREN), "pooled": np.ones(len(source), dtype=bool)}
-    found: dict[str, dict[str, Any]] = {}
-    for member, logits in logits_of(manifest, scores).items():
-        areas = {
-            name: auc(np.array(logits)[chosen], positive[chosen], drawn[chosen].tolist(), resamples)
-            for name, chosen in groups.items()
-        }
-        found[member] = {name: area for name, area in areas.items() if area is not None}
-    return found
-
-
-def _write_scores(
-    file: Path, manifest: Mapping[str, Any], pictures: Sequence[Picture], scores: Sequence[Scores]
-) -> None:
+def _write_scores(file: Path, fitted: Fitted, pictures: Sequence[Picture], scores: Sequence[Scores]) -> None:
     """One row for each image of `val` and `external`: what the bundle says of it, to be checked against service."""
     rows = [
         {"image_id": picture.image_id, "split": picture.split, "source": picture.source, "finding": picture.finding}
-        | {"probability": probability}
+        | {name: sigmoid(answer.logit) for name, answer in answers.items()}
         | {f"{member}.{name}": value for member, named in found.items() for name, value in named.items()}
-        for picture, probability, found in zip(pictures, probabilities_of(manifest, scores), scores, strict=True)
+        for picture, answers, found in zip(pictures, fitted.answers(scores), scores, strict=True)
     ]
     with file.open("w", newline="", encoding="utf-8") as text:
         writer = csv.DictWriter(text, list(rows[0]) if rows else ["image_id"])

@@ -6,15 +6,12 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors.torch
 from rich.console import Console
 from rich.progress import track
 
 from dicom_node.domain import NodeError
 from training.data.squares import LARGEST_UNREADABLE, pixels_of
-from training.models.calibration import Platt
-from training.models.combine import combined_probability
 from training.models.preprocess import Preprocess
 from training.models.registry import build
 from training.scoring import score_images
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from numpy.typing import NDArray
 
     from training.data.manifest import Picture
     from training.models.network import Network
@@ -100,21 +96,3 @@ def score_shipped(
             f"{len(pictures) - len(readable)} of {len(pictures)} images cannot be read; the log names them"
         )
     return tuple(readable), scores
-
-
-def logits_of(manifest: Mapping[str, Any], scores: Sequence[Scores]) -> dict[str, list[float]]:
-    """Each image's calibrated logit of the first target, by member."""
-    target = manifest["targets"][0]["name"]
-    found = {}
-    for member in manifest["members"]:
-        scaling = member["calibration"][target]
-        platt = Platt(scaling["slope"], scaling["intercept"])
-        found[member["name"]] = [platt.logit(each[member["name"]][scaling["output"]]) for each in scores]
-    return found
-
-
-def probabilities_of(manifest: Mapping[str, Any], scores: Sequence[Scores]) -> NDArray[np.float64]:
-    """Each image's probability of the first target, as service combines it; shape (N,)."""
-    logits, weights = logits_of(manifest, scores), manifest["targets"][0]["weights"]
-    each = ({name: column[i] for name, column in logits.items()} for i in range(len(scores)))
-    return np.array([combined_probability(found, weights) for found in each], dtype=np.float64)

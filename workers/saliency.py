@@ -1,34 +1,42 @@
-"""The heatmaps of a member's prediction."""
+"""The heatmaps of a member's predictions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicom_node.domain import MemberMap
 from training.models.explain import to_eight_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from training.models.network import Network
-    from training.models.preprocess import Preprocess
+    from workers.loading import LoadedMember
 
 
 def member_maps(
-    member: str, network: Network, intermediates: Mapping[str, Tensor], transform: Preprocess
-) -> tuple[MemberMap, ...]:
-    """Every map that the network draws of one image, at the resolution of its input.
+    member: LoadedMember, intermediates: Mapping[str, Tensor], turns: Sequence[int]
+) -> list[list[MemberMap]]:
+    """The maps of each image that the manifest wants of the member, at the resolution of its input.
 
     Parameters
     ----------
     intermediates
-        What the network's `embed` gave of that image.
+        What the network's `embed` gave of the images.
+    turns
+        By how many quarter turns anticlockwise each image was turned before the network saw it: its maps are turned
+        back, to lie on the instance's own pixels.
     """
-    return tuple(
-        MemberMap(
-            member=member, name=name, pixels=to_eight_bits(found[0].cpu(), transform.crop).numpy(), box=transform.box
-        )
-        for name, found in network.heatmaps(intermediates).items()
-    )
+    transform, wanted = member.transform, member.described.maps
+    found: list[list[MemberMap]] = [[] for _ in turns]
+    for name, heatmaps in member.network.heatmaps(intermediates).items():
+        if wanted is not None and name not in wanted:
+            continue
+        drawn = to_eight_bits(heatmaps, transform.crop).cpu().numpy()
+        for at, (pixels, turned) in enumerate(zip(drawn, turns, strict=True)):
+            upright = np.ascontiguousarray(np.rot90(pixels, -turned))
+            found[at].append(MemberMap(member=member.name, name=name, pixels=upright, box=transform.box))
+    return found

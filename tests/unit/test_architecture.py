@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[2]
 OURS = {"dicom_node", "workers", "training", "migrations"}
 MAY_IMPORT = {
     "dicom_node": ("dicom_node",),
-    "training": ("training", "dicom_node.pixels", "dicom_node.domain"),
+    "training": (
+        "training",
+        *(f"dicom_node.{name}" for name in ("pixels", "domain", "bundle", "combination", "demo.phantom")),
+    ),
     "workers": ("workers", "dicom_node", "training.models"),
     "migrations": ("dicom_node.tables",),
 }

@@ -14,12 +14,12 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.combination import sigmoid
 from dicom_node.domain import BundleError, NodeError
 from dicom_node.pixels import read_picture
 from training.data.manifest import Picture
 from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import MAX_PIXELS
-from training.models.calibration import sigmoid
 from training.models.jahan import Jahan2022
 from training.models.preprocess import Preprocess
 from training.models.zhang import Zhang2020

@@ -16,18 +16,20 @@ import torch
 from PIL import Image
 
 from dicom_node.bundle import read_manifest
+from dicom_node.combination import sigmoid
 from dicom_node.domain import BundleError
 from training.card import model_card
 from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import pixels_of
 from training.evaluation.statistics import operating_points
-from training.export import distribution, export
-from training.models.calibration import Platt, fit_platt, sigmoid
+from training.export import export
+from training.models.calibration import Platt, fit_platt
 from training.models.registry import build
 from training.papers import PAPERS
 from training.records import plain, read_scores, write_record, write_scores
 from training.scoring import load_network, round_to_half, score_pictures, transform_of
 from training.shipped import probabilities_of
+from training.targets import distribution
 from workers.ensemble import Ensemble
 
 # The cheapest network of each method, at the smallest input that it takes.

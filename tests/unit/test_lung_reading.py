@@ -87,8 +87,9 @@ def test_what_tells_the_lungs_is_far_from_the_output():
 def test_a_square_is_left_out_of_what_is_read():
     options = {"backbone": "efficientnet_lite0", "levels": [2, 5], "lungs": True}
     network = quick("Minaee2020", **options, occluder=1.0, stride=1.0)  # one square covers everything
-    seen = network.embed(drawn(9, 2, 1, 64, 64))
-    maps = network.lung_maps(seen["input"].expand(-1, 3, -1, -1))
+    x = drawn(9, 2, 1, 64, 64)
+    seen = network.embed(x)
+    maps = network.lung_maps(x.expand(-1, 3, -1, -1))
     nothing = torch.zeros_like(seen["features"])
     for last in ("covid19", "other"):
         network.classes = (*({"covid19", "other"} - {last}), last)
@@ -104,12 +105,12 @@ def test_a_square_is_left_out_of_what_is_read():
 
 def test_what_is_left_out_matters_where_it_lies():
     network = quick("Minaee2020", backbone="efficientnet_lite0", levels=[2, 5], lungs=True)
-    seen = network.embed(drawn(10, 1, 1, 64, 64))
+    x = drawn(10, 1, 1, 64, 64)
     with torch.no_grad():
         network.lungs.cells[0].weight.zero_()
         network.lungs.cells[1].weight.zero_()
         network.lungs.cells[0].bias.fill_(-100)
-    assert network.heatmaps(network.embed(seen["input"]))["covid19"].max() < 1e-6, "where nothing is read nothing falls"
+    assert network.heatmaps(network.embed(x))["covid19"].max() < 1e-6, "where nothing is read nothing falls"
 
 
 # How the lungs are learnt

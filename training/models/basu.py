@@ -11,9 +11,10 @@ from training.models.classifier import Classifier
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, side_by_side, stage_maps
 from training.models.explain import grad_cam
 from training.models.lungs import Lungs, share_of_cells
+from training.models.network import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 BACKBONES = ("vgg16", "resnet50", "alexnet", *SIZES)
 _GRID, _DROPOUT = 6, 0.5  # of AlexNet: cells a side that its dense layers see; of what is left out in training
@@ -73,9 +74,22 @@ class Basu2020(Classifier):
         )
 
     def _features(self, x: Tensor) -> Tensor:
-        if not self.levels:
-            return super()._features(x)
-        maps = self.lung_maps(x)
+        return self._seen(self.lung_maps(x)) if self.levels else super()._features(x)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The convolutions, where levels of them are read."""
+        return Blocks(self.backbone.features, self.levels) if self.levels else None
+
+    def take_blocks(self, stages: nn.Sequential) -> None:
+        """Let another network's equal convolutions stand for the own ones."""
+        self.backbone.features = stages
+
+    def embed_maps(self, x: Tensor, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`features`, as `embed` gives them."""
+        return {"features": self._seen(maps)}
+
+    def _seen(self, maps: Sequence[Tensor]) -> Tensor:
         seen = side_by_side(maps)
         return seen if self.lungs is None else seen * share_of_cells(self.lungs(maps), seen)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,8 +51,3 @@ def fit_platt(outputs: NDArray[np.float64], positive: NDArray[np.bool_]) -> Plat
             break
     slope = float(beta[0] / spread)
     return Platt(slope, float(beta[1]) - slope * centre)
-
-
-def sigmoid(logit: float) -> float:
-    """The probability of a logit, without overflow at either end."""
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else 1 - 1 / (1 + math.exp(logit))

@@ -35,16 +35,19 @@ def grad_cam(features: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
     return functional.relu((importance * features.detach()).sum(dim=1))
 
 
-def to_eight_bits(heatmap: Tensor, side: int) -> Tensor:
-    """The heatmap at the resolution of the network's input: uint8, shape (side, side), the strongest place at 255.
+def to_eight_bits(heatmaps: Tensor, side: int) -> Tensor:
+    """The heatmaps at the resolution of the network's input: uint8, shape (N, side, side), the strongest place at 255.
 
     Parameters
     ----------
-    heatmap
-        Shape (h, w), at least 0. Its cells tile the input, so their edges meet the input's edges.
+    heatmaps
+        Shape (N, h, w), at least 0. Their cells tile the input, so their edges meet the input's edges.
+
+    Returns
+    -------
+    All zero where a heatmap is.
     """
-    large = functional.interpolate(heatmap[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
-    peak = large.max()
-    if peak <= 0:
-        return torch.zeros_like(large, dtype=torch.uint8)
-    return (large / peak * 255).round().to(torch.uint8)
+    drawn = heatmaps.float()[:, None]
+    large = functional.interpolate(drawn, size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    peak = large.amax(dim=(1, 2), keepdim=True)
+    return (large / torch.where(peak > 0, peak, 1) * 255).round().to(torch.uint8)

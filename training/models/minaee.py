@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from training.models.classifier import Classifier
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, stage_maps
 from training.models.lungs import Lungs, pooled
+from training.models.network import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # The paper's, and those whose ImageNet weights come with a package.
 BACKBONES = ("resnet18", "resnet50", "squeezenet1_0", "densenet121", *SIZES)
 _AT_ONCE = 8
+_STRONG = 0.5  # of the largest fall: around such a square of the coarse grid the fine one is asked
 
 
 class Minaee2020(Classifier):
@@ -35,6 +37,12 @@ class Minaee2020(Classifier):
         the last map.
     lungs
         Whether they are read over the lungs only (`training.models.lungs`), not over the whole map.
+
+    Attributes
+    ----------
+    thorough
+        Whether a square that is grey in the image slides over all of it. Else it first goes in steps of its own side,
+        and then by the stride where that made the most difference.
     """
 
     def __init__(
@@ -53,6 +61,8 @@ class Minaee2020(Classifier):
         if not 0 < stride <= occluder <= 1:
             raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
         super().__init__(backbone, classes)
+        self.thorough = True
+        self.costly_maps = not lungs
         self.occluder, self.stride = occluder, stride
         self.levels, self.deviation = tuple(levels), deviation
         if self.levels:
@@ -67,11 +77,10 @@ class Minaee2020(Classifier):
         width = sum(CHANNELS[self.architecture][level] for level in levels) * (1 + self.deviation)
         self.backbone.classifier[1] = nn.Linear(width, len(self.classes))
 
-    def _features(self, x: Tensor) -> Tensor:
-        if not self.levels:
-            return super()._features(x)
-        maps = self.lung_maps(x)
-        return self._pooled(maps, None if self.lungs is None else self.lungs(maps))
+    @property
+    def blocks(self) -> Blocks | None:
+        """The convolutions, where levels of them are read."""
+        return Blocks(self.backbone.features, self.levels) if self.levels else None
 
     def _pooled(self, maps: Sequence[Tensor], lungs: Tensor | None) -> Tensor:
         return pooled(maps, lungs, deviation=self.deviation)[:, :, None, None]
@@ -81,8 +90,23 @@ class Minaee2020(Classifier):
         return stage_maps(self.backbone.features, self.levels, x)
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
-        """`features`, the map (or its pooled values) in front of the last layer, and `input`, which occlusion needs."""
+        """`features`, the map (or its pooled values) in front of the last layer, and what occlusion needs."""
+        return self.embed_maps(x, self.lung_maps(x.expand(-1, 3, -1, -1))) if self.levels else self._plain(x)
+
+    def _plain(self, x: Tensor) -> dict[str, Tensor]:
         return {"input": x, **super().embed(x)}
+
+    def take_blocks(self, stages: nn.Sequential) -> None:
+        """Let another network's equal convolutions stand for the own ones."""
+        self.backbone.features = stages
+
+    def embed_maps(self, x: Tensor, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`features`, and the `input` or, where lungs are read, the lungs and the maps of each level."""
+        if self.lungs is None:
+            return {"input": x, "features": self._pooled(maps, None)}
+        lungs = self.lungs(maps)
+        levels = {f"level{level}": one for level, one in zip(self.levels, maps, strict=True)}
+        return {"features": self._pooled(maps, lungs), "lungs": lungs, **levels}
 
     @torch.no_grad()
     def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,36 +116,57 @@ class Minaee2020(Classifier):
         """
         name = self.classes[-1]
         whole = self.scores(self.judge(intermediates))[f"p_{name}"]
-        drop = self._drop if self.lungs is None else self._drop_of_lungs
-        return {name: torch.stack([drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)])}
+        if self.lungs is None:
+            drops = [self._drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)]
+        else:
+            drops = [
+                self._drop_of_lungs({key: value[i : i + 1] for key, value in intermediates.items()}, whole[i], name)
+                for i in range(len(whole))
+            ]
+        return {name: torch.stack(drops)}
 
-    def _squares(self, side: int) -> tuple[int, list[tuple[int, int]]]:
-        """The squares' side, and where they begin; the last ones end at the edge."""
-        step = max(1, round(self.stride * side))
-        size = max(step, round(self.occluder * side))
+    def _squares(self, side: int, step: int = 0) -> tuple[int, list[tuple[int, int]]]:
+        """The squares' side, and where they begin; the last ones end at the edge. No step: the stride."""
+        size = max(1, round(self.stride * side), round(self.occluder * side))
+        step = step or max(1, round(self.stride * side))
         starts = sorted({*range(0, side - size, step), side - size})
         return size, [(top, left) for top in starts for left in starts]
 
     def _drop(self, image: Tensor, whole: Tensor, name: str) -> Tensor:
         """Shape (side, side): the mean fall over the squares that cover a pixel, at least 0."""
-        size, places = self._squares(image.shape[-1])
+        side = image.shape[-1]
+        size, places = self._squares(side)
+        if self.thorough:
+            return _mean_fall(self._falls(image, whole, name, size, places), size, places, side)
+        _, coarse = self._squares(side, step=size)
+        falls = self._falls(image, whole, name, size, coarse)
+        strong = [place for place, fall in zip(coarse, falls, strict=True) if 0 < fall >= _STRONG * falls.max()]
+        near = [one for one in places if one not in coarse and any(_overlap(one, other, size) for other in strong)]
+        if near:
+            falls = torch.cat([falls, self._falls(image, whole, name, size, near)])
+        return _mean_fall(falls, size, coarse + near, side)
+
+    def _falls(self, image: Tensor, whole: Tensor, name: str, size: int, places: Sequence[tuple[int, int]]) -> Tensor:
         copies = image.repeat(len(places), 1, 1, 1)
         grey = image.mean(dim=(1, 2), keepdim=True)
         for copy, (top, left) in zip(copies, places, strict=True):
             copy[:, top : top + size, left : left + size] = grey
         found = [self.scores(self.judge(self.embed(part)))[f"p_{name}"] for part in torch.split(copies, _AT_ONCE)]
-        return _mean_fall(whole - torch.cat(found), size, places, image.shape[-1])
+        return whole - torch.cat(found)
 
-    def _drop_of_lungs(self, image: Tensor, whole: Tensor, name: str) -> Tensor:
+    def _drop_of_lungs(self, intermediates: Mapping[str, Tensor], whole: Tensor, name: str) -> Tensor:
         """The same over the cells of the finest map, shape (h, w), each by how much of it is read."""
-        maps = self.lung_maps(image[None].expand(-1, 3, -1, -1))
-        lungs: Tensor = cast("Lungs", self.lungs)(maps)
+        maps, lungs = [intermediates[f"level{level}"] for level in self.levels], intermediates["lungs"]
         size, places = self._squares(lungs.shape[-1])
         covered = lungs.repeat(len(places), 1, 1, 1)
         for one, (top, left) in zip(covered, places, strict=True):
             one[:, top : top + size, left : left + size] = 0
         found = self.scores(self.judge({"features": self._pooled(maps, covered)}))[f"p_{name}"]
         return _mean_fall(whole - found, size, places, lungs.shape[-1]) * lungs[0, 0]
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int], size: int) -> bool:
+    return all(abs(a - b) < size for a, b in zip(one, other, strict=True))
 
 
 def _mean_fall(fall: Tensor, size: int, places: Sequence[tuple[int, int]], side: int) -> Tensor:

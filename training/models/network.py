@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from training.models.lungs import Lungs
+
+
+class Blocks(NamedTuple):
+    """Parts of a network that are run one after the other, and those, counted from 0, whose maps are read."""
+
+    stages: nn.Sequential
+    levels: tuple[int, ...]
+
+
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 over what the module is and its weights: equal where two do the same."""
+    digest = hashlib.sha256(str(module).encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Network(nn.Module, ABC):
@@ -24,10 +41,13 @@ class Network(nn.Module, ABC):
         torchvision's name of the backbone, or empty where the network has none.
     lungs
         What tells the lungs of `lung_maps`, in networks that read them only.
+    costly_maps
+        Whether a heatmap takes many passes through the network.
     """
 
     score_names: tuple[str, ...]
     backbone_name: str = ""
+    costly_maps: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +84,19 @@ class Network(nn.Module, ABC):
         """Raw outputs and named intermediates."""
         intermediates = self.embed(x)
         return self.judge(intermediates), intermediates
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """The blocks whose maps are all that the network sees of an image; None where there is no such part."""
+        return None
+
+    def take_blocks(self, stages: nn.Sequential) -> None:
+        """Let another network's equal blocks stand for the own ones."""
+        raise ValueError(f"{type(self).__name__} has no blocks to share")
+
+    def embed_maps(self, x: Tensor, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What `embed` gives of `x`, from the maps of `blocks`, which a network with the same blocks has made."""
+        raise ValueError(f"{type(self).__name__} has no blocks to share")
 
     def lung_maps(self, x: Tensor) -> list[Tensor]:
         """The maps that `lungs` reads, each of shape (N, channels, h, w), of images of shape (N, 3, H, W)."""

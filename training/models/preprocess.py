@@ -89,10 +89,18 @@ class Preprocess:
         -------
         float32, shape (1, crop, crop), or (3, crop, crop) where ImageNet's statistics of three channels are used.
         """
+        return self.finish(square(image, *self.square)[None])[0]
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """Side and resolution of the square that the image is drawn to; `finish` makes the rest of it."""
+        return self.resize, self.resolution
+
+    def finish(self, squares: Tensor) -> Tensor:
+        """The network's inputs from images drawn to squares, shape (N, 1, resize, resize), in [0, 1]."""
         start = (self.resize - self.crop) // 2
         window = slice(start, start + self.crop)
-        pixels = square(image, self.resize, self.resolution)
-        return standardise(pixels[None, :, window, window], self.standardise)[0]
+        return standardise(squares[:, :, window, window], self.standardise)
 
 
 def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> Tensor:
