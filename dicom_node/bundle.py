@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 REST = "rest"
 SUM = " + "
 
-Option = bool | int | float | str | tuple[str, ...]
+Option = bool | int | float | str | tuple[int, ...] | tuple[str, ...]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Share, Share]

@@ -5,38 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
-from dicom_node.admission import admit
+from dicom_node.decoding import PICTURE_MARKS, Wanted, decode
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
-from dicom_node.heatmap import build_heatmap, draw_heatmap
-from dicom_node.normalise import normalise
-from dicom_node.pixels import read_instance, read_picture, render
-from dicom_node.report import build_report
-from dicom_node.results import encode
-from workers.loop import load_ensemble
+from dicom_node.heatmap import draw_heatmap
+from dicom_node.products import build_products
+from workers.loop import decoders, load_ensemble
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-    from pydicom.dataset import Dataset
-
+    from dicom_node.children import Children
     from dicom_node.config import Settings
+    from dicom_node.decoding import Decoded
     from dicom_node.domain import Prediction
     from workers.ensemble import Ensemble
 
 _NAMES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".ima"}
-_PICTURE_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of PNG and JPEG
 
 
 class OutputFolderError(NodeError):
@@ -53,10 +51,10 @@ class _Answer:
     sop_instance_uid: str | None = None
     admitted: bool | None = None
     reason: str | None = None
+    detail: str | None = None
     error: str | None = None
     prediction: Prediction | None = None
-    header: Dataset | None = field(default=None, repr=False)
-    pixels: NDArray[np.float32] | None = field(default=None, repr=False)
+    decoded: Decoded | None = field(default=None, repr=False)
 
     def as_json(self, bundle: str) -> dict[str, Any]:
         found = self.prediction
@@ -66,6 +64,7 @@ class _Answer:
             "sop_instance_uid": self.sop_instance_uid,
             "admitted": self.admitted,
             "reason": self.reason,
+            **({"detail": self.detail} if self.detail else {}),
             "probability": first.probability if first else None,
             "decision": first.decision if first else None,
             "flagged": first.flagged if first else None,
@@ -78,12 +77,14 @@ class _Answer:
                     "decision": result.decision,
                     "flagged": result.flagged,
                     "operating_point": found.operating_point,
+                    "members": dict(result.members),
                 }
                 for result in found.targets
             }
             if found
             else {},
             "members": {name: dict(outputs) for name, outputs in found.members.items()} if found else {},
+            "remarks": list(found.remarks) if found else [],
         }
         if self.error is not None:
             line["error"] = self.error
@@ -100,15 +101,22 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
     console = Console(stderr=True)
     table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "decision", "remark")
     readable = True
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        for path in progress.track(inputs, description="Screening"):
-            answer = _screen_one(path, ensemble, settings, out)
-            readable &= answer.error is None
-            if as_json:
-                sys.stdout.write(json.dumps(answer.as_json(bundle)) + "\n")
-                sys.stdout.flush()
-            else:
-                table.add_row(*_row(answer))
+    with (
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress,
+        decoders(settings) as children,
+    ):
+        task = progress.add_task("Screening", total=len(inputs))
+        for answers in _screened(inputs, ensemble, children, settings):
+            for answer in answers:
+                if out is not None and answer.prediction is not None:
+                    _write(answer, ensemble, settings, out)
+                readable &= answer.error is None
+                if as_json:
+                    sys.stdout.write(json.dumps(answer.as_json(bundle)) + "\n")
+                    sys.stdout.flush()
+                else:
+                    table.add_row(*_row(answer))
+                progress.advance(task)
     if not as_json:
         Console().print(table)
     return readable
@@ -127,7 +135,7 @@ def _looks_readable(path: Path) -> bool:
         start = _first_bytes(path)
     except PixelError:
         return True
-    return path.suffix.lower() in _NAMES or start.startswith(_PICTURE_MARKS) or start[128:132] == b"DICM"
+    return path.suffix.lower() in _NAMES or start.startswith(PICTURE_MARKS) or start[128:132] == b"DICM"
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -145,31 +153,48 @@ def _make_folder(out: Path) -> None:
         raise OutputFolderError(f"--out {out} cannot be written: {error.strerror}") from error
 
 
-def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | None) -> _Answer:
+def _screened(
+    inputs: Sequence[Path], ensemble: Ensemble, children: Children, settings: Settings
+) -> Iterator[list[_Answer]]:
+    """The answers in order, as many at once as the device takes; children decode ahead of the networks."""
+    wanted = Wanted(ensemble.squares, settings.heatmap_size, settings.max_pixels)
+    ahead = 2 * (ensemble.batch_size + children.processes)
+    coming = iter(inputs)
+    decoding = deque((path, children.submit(decode, path, wanted, settings)) for path in islice(coming, ahead))
+    while decoding:
+        answers: list[_Answer] = []
+        while decoding and len(answers) < ensemble.batch_size and (not answers or decoding[0][1].done()):
+            answers.append(_opened(*decoding.popleft()))
+            decoding.extend((path, children.submit(decode, path, wanted, settings)) for path in islice(coming, 1))
+        asked = [answer for answer in answers if answer.decoded is not None and answer.admitted]
+        found = ensemble.predict([answer.decoded.squares for answer in asked if answer.decoded is not None])
+        for answer, one in zip(asked, found, strict=True):
+            if isinstance(one, DeclinedByPixelsError):
+                answer.admitted, answer.reason, answer.detail = False, one.reason, str(one)
+            elif isinstance(one, NodeError):
+                answer.error = str(one)
+            else:
+                answer.prediction = one
+        yield answers
+
+
+def _opened(path: Path, future: Future[Decoded]) -> _Answer:
+    """The input as the child decoded it, or why it could not."""
     answer = _Answer(path)
     try:
-        start = _first_bytes(path)
-        if start.startswith(_PICTURE_MARKS):
-            answer.pixels = read_picture(path, max_pixels=settings.max_pixels)
-            answer.admitted = True
-        else:
-            source = read_instance(path.read_bytes())
-            answer.sop_instance_uid = str(source.get("SOPInstanceUID", "")) or None
-            admission = admit(source, settings)
+        decoded = future.result()
+        header, admission = decoded.header, decoded.admission
+        answer.decoded, answer.admitted = decoded, True
+        if header is not None:
+            answer.sop_instance_uid = str(header.get("SOPInstanceUID", "")) or None
+        if admission is not None:
             answer.admitted, answer.reason = admission.admitted, admission.reason
-            if not admission.admitted:
-                return answer
-            answer.pixels = render(source, max_pixels=settings.max_pixels)
-            answer.header = source
-        (answer.prediction,) = ensemble.predict([answer.pixels])
-        if out is not None:
-            _write(answer, ensemble, settings, out)
     except DeclinedByPixelsError as error:
-        answer.admitted, answer.reason = False, error.reason
+        answer.admitted, answer.reason, answer.detail = False, error.reason, str(error)
     except NodeError as error:
         answer.error = str(error)
     except OSError as error:
-        answer.error = f"{error.filename or path}: {error.strerror}"
+        answer.error = f"cannot be opened: {error.strerror}"
     except Exception as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer
@@ -177,32 +202,40 @@ def _screen_one(path: Path, ensemble: Ensemble, settings: Settings, out: Path | 
 
 def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -> None:
     """Heatmap and report of an input, named after it; a digest of its path keeps equal names apart."""
-    assert answer.prediction is not None  # noqa: S101 - the caller asked
-    assert answer.pixels is not None  # noqa: S101 - as above
+    assert answer.prediction is not None and answer.decoded is not None  # noqa: PT018, S101 - the caller asked
     stem = f"{answer.path.stem}-{hashlib.sha256(str(answer.path.resolve()).encode()).hexdigest()[:8]}"
-    if answer.header is None:
-        drawn = draw_heatmap(answer.pixels, answer.prediction, ensemble.manifest, size=settings.heatmap_size)
-        (out / f"{stem}.heatmap.png").write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
-        return
-    header, _ = normalise(answer.header)
-    when = datetime.now(UTC)
-    heatmap = build_heatmap(
-        header, answer.pixels, answer.prediction, ensemble.manifest, when=when, size=settings.heatmap_size
-    )
-    report = build_report(
-        header, heatmap, answer.prediction, ensemble.manifest, when=when, node_ae_title=settings.ae_title
-    )
-    (out / f"{stem}.heatmap.dcm").write_bytes(encode(heatmap))
-    (out / f"{stem}.report.dcm").write_bytes(encode(report))
+    header, picture = answer.decoded.header, answer.decoded.picture
+    try:
+        if header is None:
+            pixels = picture.astype(np.float32) / np.float32(255)
+            drawn = draw_heatmap(pixels, answer.prediction, ensemble.manifest, size=settings.heatmap_size)
+            (out / f"{stem}.heatmap.png").write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
+            return
+        built, _ = build_products(
+            header,
+            picture,
+            answer.prediction,
+            ensemble.manifest.model_dump_json(),
+            datetime.now(UTC),
+            heatmap_size=settings.heatmap_size,
+            node_ae_title=settings.ae_title,
+        )
+        for one in built:
+            (out / f"{stem}.{one.kind}.dcm").write_bytes(one.content)
+    except NodeError as error:
+        answer.error = str(error)
+    except OSError as error:
+        answer.error = f"{error.filename or out}: {error.strerror}"
 
 
 def _row(answer: _Answer) -> tuple[str, ...]:
     found = answer.prediction.targets[0] if answer.prediction else None
+    remarks = answer.prediction.remarks if answer.prediction else ()
     return (
         str(answer.path),
         {True: "yes", False: "no", None: "-"}[answer.admitted],
         f"{found.probability:.3f}" if found else "-",
         f"{found.threshold:.3f}" if found else "-",
         found.decision.replace("_", " ") if found else "-",
-        answer.error or answer.reason or "",
+        answer.error or answer.detail or answer.reason or ", ".join(remarks),
     )

@@ -5,49 +5,45 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.claims import Product, StoredMap
+from dicom_node.decoding import Wanted, decode
 from dicom_node.domain import (
     BundleError,
     DeclinedByPixelsError,
     LostLeaseError,
     MemberMap,
     NodeError,
-    ObjectKind,
     Prediction,
     State,
     place_of,
 )
-from dicom_node.heatmap import build_heatmap
 from dicom_node.leases import holder_name, kept_alive
-from dicom_node.normalise import normalise
-from dicom_node.pixels import read_instance, render
-from dicom_node.report import build_report
-from dicom_node.results import encode
+from dicom_node.products import build_products
 from workers.ensemble import DeviceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from pydicom import Dataset
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from dicom_node.archive import Archive
+    from dicom_node.children import Children
     from dicom_node.claims import Claim, Claims, StoredPrediction
     from dicom_node.config import Settings
+    from dicom_node.decoding import Decoded
     from workers.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
-_Made = TypeVar("_Made")
-_GPU_BATCH = 16
+# Enough for the children to decode and to report while the networks run; few enough for a live image not to wait long.
+_CPU_CLAIMS, _GPU_CLAIMS = 4, 64
 _PAUSE_AFTER_FAULT_S = 1.0
 
 
@@ -64,13 +60,11 @@ class UnreadableFileError(NodeError):
     reason = "archive_unreadable"
 
 
-@dataclass(slots=True)
-class _Job:
-    """A claim whose file was read."""
+class _Job(NamedTuple):
+    """A claim whose image was decoded."""
 
     claim: Claim
-    source: Dataset
-    pixels: NDArray[np.float32]
+    decoded: Decoded
 
 
 class Screener:
@@ -84,17 +78,19 @@ class Screener:
         claims: Claims,
         archive: Archive,
         ensemble: Ensemble,
+        children: Children,
         settings: Settings,
         step: Callable[[], None] = lambda: None,
     ) -> None:
         self._claims = claims
         self._archive = archive
         self._ensemble = ensemble
+        self._children = children
         self._settings = settings
         self._step = step
         self._name = holder_name()
         self._left: list[Claim] = []
-        self._batch_size = settings.batch_size or (1 if settings.device == "cpu" else _GPU_BATCH)
+        self._claim_size = settings.batch_size or (_CPU_CLAIMS if settings.device == "cpu" else _GPU_CLAIMS)
 
     def screen_next(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Screen what waits, live first, up to a batch; returns how many that were.
@@ -109,7 +105,7 @@ class Screener:
         batch: list[Claim] = []
         self.return_what_is_left()
         try:
-            batch = self._claims.claim_batch(self._name, self._settings.lease_s, self._batch_size)
+            batch = self._claims.claim_batch(self._name, self._settings.lease_s, self._claim_size)
             if batch:
                 self.screen(batch, stopping)
         except (SQLAlchemyError, OSError) as error:
@@ -173,18 +169,93 @@ class Screener:
             pass
 
     def _advance_all(self, held: dict[int, Claim], stopping: Callable[[], bool]) -> None:
-        jobs = [job for claim in list(held.values()) if (job := self._attempt(claim, held, self._open)) is not None]
-        while jobs and not stopping():
-            job = jobs.pop(0)  # and with it its pixels
-            self._attempt(job.claim, held, partial(self._advance, job))
-            held.pop(job.claim.screening_id, None)
+        """Children decode and build results while the networks run on what is decoded: as many as there are by then."""
+        settings = self._settings
+        wanted = Wanted(self._ensemble.squares, settings.heatmap_size, settings.max_pixels)
+        decoding = deque(
+            (claim, self._children.submit(decode, self._archive.locate(claim.path), wanted)) for claim in held.values()
+        )
+        building: deque[tuple[Claim, Future[Any]]] = deque()
+        try:
+            while decoding and not stopping():
+                jobs = self._take_decoded(decoding, held)
+                building.extend(self._predict(jobs, held))
+                while building and building[0][1].done():
+                    self._save_results(*building.popleft(), held)
+            while building:
+                self._save_results(*building.popleft(), held)
+        finally:
+            for _, future in (*decoding, *building):
+                future.cancel()
 
-    def _attempt(self, claim: Claim, held: dict[int, Claim], work: Callable[[Claim], _Made]) -> _Made | None:
-        """What `work` makes of the claim; None where that failed, which the ledger then tells of this claim alone."""
+    def _take_decoded(self, decoding: deque[tuple[Claim, Future[Decoded]]], held: dict[int, Claim]) -> list[_Job]:
+        """The first image in line, once it is decoded, and those behind it that are by then."""
+        jobs: list[_Job] = []
+        while decoding and len(jobs) < self._ensemble.batch_size and (not jobs or decoding[0][1].done()):
+            claim, future = decoding.popleft()
+            with self._guarded(claim, held):
+                try:
+                    jobs.append(_Job(claim, future.result()))
+                except FileNotFoundError as error:
+                    raise MissingFileError(f"{claim.path} is not in the archive") from error
+                except OSError as error:
+                    raise UnreadableFileError(
+                        f"{claim.path} cannot be read from the archive: {error.strerror}"
+                    ) from error
+        return jobs
+
+    def _predict(self, jobs: Sequence[_Job], held: dict[int, Claim]) -> list[tuple[Claim, Future[Any]]]:
+        """The predictions stand in the ledger; what is built of them is under way."""
+        found: dict[int, Prediction | NodeError] = {}
+        # Those of one release, of one site's thresholds: all of them but in the moment when these change.
+        asked = [job for job in jobs if job.claim.state is State.CLAIMED and job.claim.screening_id in held]
+        for job in asked:
+            with self._guarded(job.claim, held):
+                self._check_release(job.claim)
+        for thresholds in {tuple(sorted(job.claim.thresholds.items())) for job in asked}:
+            those = [job for job in asked if tuple(sorted(job.claim.thresholds.items())) == thresholds]
+            answers = self._ensemble.predict([job.decoded.squares for job in those], dict(thresholds))
+            found |= {job.claim.screening_id: answer for job, answer in zip(those, answers, strict=True)}
+        building = []
+        for job in jobs:
+            with self._guarded(job.claim, held):
+                building.append((job.claim, self._report(job, found.get(job.claim.screening_id))))
+        return building
+
+    def _report(self, job: _Job, answer: Prediction | NodeError | None) -> Future[Any]:
+        claim, archive, settings = job.claim, self._archive, self._settings
+        if isinstance(answer, NodeError):
+            raise answer
+        if answer is not None:
+            self._claims.save_prediction(claim, answer, [_store_map(archive, one) for one in answer.maps])
+        stored = self._claims.load_prediction(claim)  # what is reported is what the ledger holds
+        return self._children.submit(
+            partial(build_products, heatmap_size=settings.heatmap_size, node_ae_title=settings.ae_title),
+            job.decoded.header,
+            job.decoded.picture,
+            _with_maps(stored, archive),
+            claim.manifest_json,
+            stored.predicted_at,
+        )
+
+    def _save_results(self, claim: Claim, future: Future[Any], held: dict[int, Claim]) -> None:
+        with self._guarded(claim, held):
+            built, notes = future.result()
+            products = [
+                Product(one.kind, one.sop_class_uid, one.sop_instance_uid, self._archive.store(one.content))
+                for one in built
+            ]
+            self._claims.save_results(claim, products, [peer.name for peer in self._settings.destinations], notes)
+            log.info("screening %d reported", claim.screening_id)
+            held.pop(claim.screening_id, None)
+
+    @contextlib.contextmanager
+    def _guarded(self, claim: Claim, held: dict[int, Claim]) -> Iterator[None]:
+        """What fails in the block is told to the ledger of this claim alone, which then is held no more."""
         self._step()
         try:
             try:
-                return work(claim)
+                yield
             except (OSError, SQLAlchemyError, LostLeaseError, DeviceError, BundleError):
                 raise
             except UnreadableFileError as error:  # perhaps the disk's fault: it waits, uncounted, and others go on
@@ -206,18 +277,15 @@ class Screener:
             except Exception as error:
                 log.error("screening %d: %s", claim.screening_id, place_of(error))  # noqa: TRY400
                 self._count(claim, place_of(error))
+            else:
+                return
         except LostLeaseError as error:
             log.warning("%s; its result is dropped", error)
-        held.pop(claim.screening_id)
-        return None
+        held.pop(claim.screening_id, None)
 
     def _count(self, claim: Claim, detail: str) -> None:
         settings = self._settings
         self._claims.count_failure(claim, detail, max_failures=settings.max_attempts, pause_s=settings.retry_base_s)
-
-    def _open(self, claim: Claim) -> _Job:
-        source = read_instance(_bytes(self._archive, claim.path))
-        return _Job(claim, source, render(source, max_pixels=self._settings.max_pixels))
 
     def _check_release(self, claim: Claim) -> None:
         have, wanted = self._ensemble.manifest, claim.manifest
@@ -226,33 +294,6 @@ class Screener:
                 f"the worker has {have.name} {have.release}, the ledger asks for {wanted.name} {wanted.release}: "
                 "the bundle was changed, start the node again"
             )
-
-    def _advance(self, job: _Job, claim: Claim) -> None:
-        archive, settings = self._archive, self._settings
-        if claim.state is State.CLAIMED:
-            self._check_release(claim)
-            (prediction,) = self._ensemble.predict([job.pixels])
-            self._claims.save_prediction(claim, prediction, [_store_map(archive, found) for found in prediction.maps])
-        stored = self._claims.load_prediction(claim)  # what is reported is what the ledger holds
-        prediction = _with_maps(stored, archive)
-        header, notes = normalise(job.source)
-        heatmap = build_heatmap(
-            header, job.pixels, prediction, claim.manifest, when=stored.predicted_at, size=settings.heatmap_size
-        )
-        report = build_report(
-            header,
-            heatmap,
-            prediction,
-            claim.manifest,
-            when=stored.predicted_at,
-            node_ae_title=settings.ae_title,
-        )
-        products = [
-            Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds)))
-            for kind, ds in ((ObjectKind.HEATMAP, heatmap), (ObjectKind.REPORT, report))
-        ]
-        self._claims.save_results(claim, products, [peer.name for peer in settings.destinations], notes)
-        log.info("screening %d reported", claim.screening_id)
 
 
 def _bytes(archive: Archive, path: str) -> bytes:
@@ -285,4 +326,5 @@ def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
         targets=plain.targets,
         members=plain.members,
         maps=tuple(maps),
+        remarks=plain.remarks,
     )

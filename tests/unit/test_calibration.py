@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from training.models.calibration import Platt, fit_platt, sigmoid
-from training.models.combine import combined_probability
+from dicom_node.combination import sigmoid
+from training.models.calibration import Platt, fit_platt
 
 
 def drawn(slope: float, intercept: float, n: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -49,18 +49,6 @@ def test_one_class_alone_cannot_calibrate():
 def test_the_sigmoid_never_overflows(logit):
     assert 0 <= sigmoid(logit) <= 1
     assert sigmoid(logit) + sigmoid(-logit) == pytest.approx(1)
-
-
-def test_members_are_combined_in_logits_by_their_weights():
-    logits = {"a": 2.0, "b": -1.0, "without a say": 90.0}
-    assert combined_probability(logits, {"a": 3, "b": 1}) == pytest.approx(sigmoid((3 * 2 - 1) / 4))
-    assert combined_probability(logits, {"a": 1.0}) == sigmoid(2.0)
-
-
-@pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": 2.0, "b": -1.0}])
-def test_weights_without_a_positive_sum_are_refused(weights):
-    with pytest.raises(ValueError, match="weights"):
-        combined_probability({"a": 1.0, "b": 1.0}, weights)
 
 
 def test_platt_is_a_straight_line():

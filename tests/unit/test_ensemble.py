@@ -124,7 +124,7 @@ def refused(folder: Path, *words: str, device: str = "cpu") -> None:
 
 
 def test_it_answers_every_target_and_gives_the_members_raw_scores(ensemble):
-    (prediction,) = ensemble.predict(pictures(1))
+    (prediction,) = ensemble.predict_images(pictures(1))
     raw = prediction.members["zhang"]
     (answer,) = prediction.targets
     assert set(raw) == {"p_cls", "p_ano", "p_avg"}
@@ -137,7 +137,7 @@ def test_it_answers_every_target_and_gives_the_members_raw_scores(ensemble):
 
 
 def test_it_gives_a_map_of_each_head_at_the_networks_resolution(ensemble):
-    (prediction,) = ensemble.predict(pictures(1))
+    (prediction,) = ensemble.predict_images(pictures(1))
     assert [(found.member, found.name) for found in prediction.maps] == [
         ("zhang", "classification"),
         ("zhang", "anomaly"),
@@ -151,9 +151,9 @@ def test_it_gives_a_map_of_each_head_at_the_networks_resolution(ensemble):
 
 def test_an_image_has_the_same_scores_alone_and_in_a_batch_and_again(ensemble):
     images = pictures()
-    together, again = ensemble.predict(images), ensemble.predict(images)
+    together, again = ensemble.predict_images(images), ensemble.predict_images(images)
     for image, one, other in zip(images, together, again, strict=True):
-        (alone,) = ensemble.predict([image])
+        (alone,) = ensemble.predict_images([image])
         assert one.members == other.members
         assert [found.pixels.tobytes() for found in one.maps] == [found.pixels.tobytes() for found in other.maps]
         for name, value in alone.members["zhang"].items():
@@ -161,17 +161,17 @@ def test_an_image_has_the_same_scores_alone_and_in_a_batch_and_again(ensemble):
 
 
 def test_no_images_give_no_predictions(ensemble):
-    assert ensemble.predict([]) == []
+    assert ensemble.predict_images([]) == []
 
 
 def test_an_image_of_one_grey_gives_finite_scores(ensemble):
-    (prediction,) = ensemble.predict([np.full((64, 64), 0.5, dtype=np.float32)])
+    (prediction,) = ensemble.predict_images([np.full((64, 64), 0.5, dtype=np.float32)])
     assert 0 <= prediction.targets[0].probability <= 1
 
 
 def test_an_output_that_is_no_number_is_an_error(ensemble):
     with pytest.raises(OutputError, match="p_cls of zhang is nan") as caught:
-        ensemble.predict([np.full((64, 64), np.nan, dtype=np.float32)])
+        ensemble.predict_images([np.full((64, 64), np.nan, dtype=np.float32)])
     assert isinstance(caught.value, NodeError)
     assert caught.value.permanent
 
@@ -226,7 +226,7 @@ def test_a_network_is_built_with_its_options(folder, state):
     change(folder, lambda member: member.update(options={"heads": "anomaly"}))
     change(folder, lambda member: member["calibration"]["covid19"].update(output="p_ano"))
     rewrite(folder, {name: tensor for name, tensor in state.items() if "classification" not in name})
-    (prediction,) = Ensemble.load(folder).predict(pictures(1))
+    (prediction,) = Ensemble.load(folder).predict_images(pictures(1))
     assert set(prediction.members["zhang"]) == {"p_ano"}
     assert [found.name for found in prediction.maps] == ["anomaly"]
 
@@ -325,9 +325,9 @@ def test_networks_and_batches_are_on_the_asked_device_and_answer_as_on_a_cpu(ori
         assert {tensor.device.type for tensor in tensors} == {device}
         for module in member.network.modules():
             module.register_forward_pre_hook(look)
-    found = ensemble.predict(pictures())
+    found = ensemble.predict_images(pictures())
     assert seen == {device}
-    for ours, theirs in zip(found, Ensemble.load(original).predict(pictures()), strict=True):
+    for ours, theirs in zip(found, Ensemble.load(original).predict_images(pictures()), strict=True):
         assert ours.targets[0].probability == pytest.approx(theirs.targets[0].probability, abs=1e-3)
 
 
@@ -385,7 +385,7 @@ def test_training_and_service_score_an_image_to_the_same_bit(starter, tmp_path):
     Image.fromarray((pictures(1)[0] * 255).astype(np.uint8)).save(path)
     network, transform = load_shipped(folder, json.loads((folder / "manifest.json").read_text())["members"][0])
     (trained,) = score_pictures(network, transform, [Picture("a", path, "val", "nih", "p", "normal")])
-    (served,) = starter.predict([read_picture(path, max_pixels=MAX_PIXELS)])
+    (served,) = starter.predict_images([read_picture(path, max_pixels=MAX_PIXELS)])
     assert served.members["zhang"] == trained
 
 
