@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {"dicom_node", "workers", "training", "migrations"}
 MAY_IMPORT = {
     "dicom_node": ("dicom_node",),
-    "training": ("training", "dicom_node.pixels", "dicom_node.domain"),
+    "training": ("training", "dicom_node.pixels", "dicom_node.resize", "dicom_node.domain"),
     "workers": ("workers", "dicom_node", "training.models"),
     "migrations": ("dicom_node.tables",),
 }
