@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         True, description="Keep patient name, ID, accession number and study date in the ledger, for the worklist."
     )
     max_pixels: int = Field(64_000_000, ge=1, description="Largest Rows x Columns that is decoded.")
+    decode_timeout_s: Seconds = Field(30.0, description="Longest time in which an image is read and decoded.")
+    decode_memory_mb: int = Field(
+        2048, ge=128, le=1_048_576, description="Most memory that one image may need while it is decoded, in MiB."
+    )
+    decode_processes: int = Field(
+        0, ge=0, le=256, description="Processes that decode images, each one at a time; 0 for one a core, at most 16."
+    )
     batch_size: int = Field(
         0, ge=0, le=256, description="Images that a worker claims at once; 0 for 1 on a CPU and 16 on a GPU."
     )

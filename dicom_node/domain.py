@@ -5,10 +5,11 @@ Everything here is frozen and safe to pass between threads and processes.
 
 from __future__ import annotations
 
+import copyreg
 import traceback
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -209,6 +210,10 @@ class NodeError(Exception):
     permanent = True
     reason = "error"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without a call of ``__init__``, whose arguments differ from class to class."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
 
 class PixelError(NodeError):
     """The pixels of an instance cannot be read; the message names the data element at fault."""
@@ -216,6 +221,14 @@ class PixelError(NodeError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class DecoderError(PixelError):
+    """The process that read an instance did not come to an end of its own; the message names the limit it met."""
+
+    def __init__(self, reason: str, message: str, *, permanent: bool = True) -> None:
+        super().__init__(reason, message)
+        self.permanent = permanent
 
 
 class DeclinedByPixelsError(NodeError):

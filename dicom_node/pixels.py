@@ -199,6 +199,8 @@ def read_picture(path: Path, *, max_pixels: int) -> NDArray[np.float32]:
             raise
         except Image.DecompressionBombError as error:
             raise PixelError("pixels_too_large", f"{path.name}: {error}") from error
+        except MemoryError:
+            raise
         except Exception as error:
             raise PixelError("pixels_undecodable", f"{path.name}: {type(error).__name__}: {error}"[:200]) from error
     if grey.min() == grey.max():

@@ -27,7 +27,7 @@ def dying_with_this_process(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *command]
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """From now on SIGKILL comes when the parent ends; the setting survives exec.
 
     A parent that was gone before sends no signal any more: where another process is the parent by now, this one ends.
@@ -41,5 +41,5 @@ def _die_with_parent(parent_pid: int) -> None:
 
 
 if __name__ == "__main__":
-    _die_with_parent(int(sys.argv[1]))
+    die_with_parent(int(sys.argv[1]))
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606  the caller's own argument list, no shell

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
-from dicom_node.decoding import PICTURE_MARKS, Wanted, decode
+from dicom_node.decoding import PICTURE_MARKS, Wanted, decode, decoders
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
 from dicom_node.heatmap import draw_heatmap
 from dicom_node.products import build_products
-from workers.loop import decoders, load_ensemble
+from workers.loop import load_ensemble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
-import torch
 from rich.console import Console
 from rich.progress import track
 
 from dicom_node.domain import NodeError, PixelError
 from dicom_node.pixels import read_instance, read_picture, render
-from training.models.preprocess import square
+from dicom_node.resize import square
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +70,7 @@ def load_squares(
     Parameters
     ----------
     side, resolution
-        Of the squares, in pixels; `training.models.preprocess.square` draws them.
+        Of the squares, in pixels; `dicom_node.resize.square` draws them.
     cache
         Folder where they are kept and found again, memory-mapped, until an image or the transform changes.
 
@@ -154,7 +153,7 @@ def decode(
 
 def drawn_square(image: NDArray[np.float32], side: int, resolution: int = 0) -> NDArray[np.uint8]:
     """The image as a square of bytes, shape (side, side)."""
-    return (square(image, side, resolution)[0] * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return np.rint(square(image, side, resolution) * 255).clip(0, 255).astype(np.uint8)
 
 
 def _key(pictures: Sequence[Picture], side: int, resolution: int) -> str:
@@ -179,4 +178,4 @@ def _code() -> list[str]:
         Path(inspect.getfile(render)).with_name(f"{name}.py").read_text()
         for name in ("pixels", "grayscale", "decoders")
     ]
-    return [*readers, inspect.getsource(square), inspect.getsource(drawn_square), torch.__version__, PIL.__version__]
+    return [*readers, inspect.getsource(square), inspect.getsource(drawn_square), np.__version__, PIL.__version__]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch.nn import functional
+
+from dicom_node.resize import square as draw_square
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -104,14 +105,8 @@ class Preprocess:
 
 
 def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> Tensor:
-    """The image drawn to a square, shape (1, side, side), by way of one of `resolution` pixels where that is not 0.
-
-    Its aspect is not kept, as in the papers.
-    """
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))[None, None]
-    for size in (resolution, side) if resolution else (side,):
-        pixels = functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return pixels[0]
+    """The image as `dicom_node.resize.square` draws it, shape (1, side, side)."""
+    return torch.from_numpy(draw_square(image, side, resolution))[None]
 
 
 def standardise(pixels: Tensor, how: str) -> Tensor:

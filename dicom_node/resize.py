@@ -1,0 +1,44 @@
+"""Images drawn smaller: to the squares that networks see, and to the picture that a heatmap is drawn over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> NDArray[np.float32]:
+    """The image drawn to a square, shape (side, side), by way of one of `resolution` pixels where that is not 0.
+
+    Bilinear with antialias, as torch's ``interpolate`` to 1e-5. The aspect is not kept, as in the papers.
+    """
+    drawn = Image.fromarray(np.asarray(image, dtype=np.float32))
+    for size in (resolution, side) if resolution else (side,):
+        drawn = drawn.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(drawn)
+
+
+def picture(image: NDArray[np.float32], longest: int) -> NDArray[np.uint8]:
+    """The image as bytes, at most `longest` pixels on its longer side, as `dicom_node.heatmap` would shrink it.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, columns), in [0, 1].
+    """
+    rows, columns = image.shape
+    longer = max(rows, columns)
+    if longer > longest:
+        height, width = (max(1, round(side * longest / longer)) for side in (rows, columns))
+        try:
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError from error
+            raise
+    return np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
