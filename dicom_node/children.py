@@ -64,6 +64,7 @@ class Children:
     """
 
     def __init__(self, processes: int, *, timeout_s: float, memory_bytes: int, preload: Sequence[str] = ()) -> None:
+        self.processes = processes
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()

@@ -33,6 +33,8 @@ class Answer:
     ----------
     logit
         Of the combined probability.
+    unconditional
+        What the members say together, before any condition and scaling.
     members
         By member, the logit of what the answer would be if that member were alone.
     spread
@@ -40,6 +42,7 @@ class Answer:
     """
 
     logit: float
+    unconditional: float
     members: Mapping[str, float]
     spread: float
 
@@ -149,7 +152,8 @@ def _answer(target: Target, logits: Mapping[str, float], before: Mapping[str, An
     members = {name: finished(logit) for name, logit in logits.items()}
     middle = math.fsum(abs(weights[name]) * members[name] for name in members) / size
     variance = math.fsum(abs(weights[name]) * (members[name] - middle) ** 2 for name in members) / size
-    return Answer(finished(_combined(target, logits, weights)), members, math.sqrt(variance))
+    combined = _combined(target, logits, weights)
+    return Answer(finished(combined), combined, members, math.sqrt(variance))
 
 
 def _combined(target: Target, logits: Mapping[str, float], weights: Mapping[str, float]) -> float:

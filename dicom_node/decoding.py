@@ -18,7 +18,7 @@ from dicom_node.admission import admit
 from dicom_node.children import Children
 from dicom_node.domain import PixelError
 from dicom_node.pixels import read_instance, read_picture, render
-from dicom_node.resize import picture, square
+from dicom_node.resize import LARGEST, picture, shrunk, square
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,13 +81,13 @@ class Decoded:
 
 
 def decoders(settings: Settings) -> Children:
-    """Children for calls of `decode`, with the limits of the settings."""
+    """Children for calls of `decode` and `dicom_node.products.build_products`, with the limits of the settings."""
     processes = settings.decode_processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     return Children(
         processes,
         timeout_s=settings.decode_timeout_s,
         memory_bytes=settings.decode_memory_mb << 20,
-        preload=(__name__,),
+        preload=(__name__, "dicom_node.products"),
     )
 
 
@@ -122,8 +122,10 @@ def decode(path: Path, wanted: Wanted, settings: Settings | None = None) -> Deco
 
 def _drawn(image: NDArray[np.float32], wanted: Wanted, header: Dataset | None, admission: Admission | None) -> Decoded:
     rows, columns = image.shape
-    squares = {(side, resolution): square(image, side, resolution) for side, resolution in wanted.squares}
-    return Decoded(header, rows, columns, squares, picture(image, wanted.picture), admission)
+    small = shrunk(image, LARGEST)
+    squares = {(side, resolution): square(small, side, resolution) for side, resolution in wanted.squares}
+    shown = picture(small if wanted.picture == LARGEST else image, wanted.picture)
+    return Decoded(header, rows, columns, squares, shown, admission)
 
 
 def _header(instance: Dataset) -> Dataset:

@@ -12,33 +12,43 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LARGEST = 1024  # pixels: squares are drawn from an image that is shrunk to this once, not from the whole each
+
+
 def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> NDArray[np.float32]:
     """The image drawn to a square, shape (side, side), by way of one of `resolution` pixels where that is not 0.
 
-    Bilinear with antialias, as torch's ``interpolate`` to 1e-5. The aspect is not kept, as in the papers.
+    Bilinear with antialias, as torch's ``interpolate`` to 1e-5 where the image has no more than `LARGEST` pixels on its
+    longer side, and to a grey level of 255 where it has. The aspect is not kept, as in the papers.
     """
-    drawn = Image.fromarray(np.asarray(image, dtype=np.float32))
+    drawn = Image.fromarray(shrunk(np.asarray(image, dtype=np.float32), LARGEST))
     for size in (resolution, side) if resolution else (side,):
         drawn = drawn.resize((size, size), Image.Resampling.BILINEAR)
     return np.array(drawn)
 
 
+def shrunk(image: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
+    """The image with at most `longest` pixels on its longer side, as `dicom_node.heatmap` would shrink it."""
+    rows, columns = image.shape
+    longer = max(rows, columns)
+    if longer <= longest:
+        return image
+    height, width = (max(1, round(side * longest / longer)) for side in (rows, columns))
+    try:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError from error
+        raise
+
+
 def picture(image: NDArray[np.float32], longest: int) -> NDArray[np.uint8]:
-    """The image as bytes, at most `longest` pixels on its longer side, as `dicom_node.heatmap` would shrink it.
+    """The image as bytes, at most `longest` pixels on its longer side.
 
     Parameters
     ----------
     image
         Shape (rows, columns), in [0, 1].
     """
-    rows, columns = image.shape
-    longer = max(rows, columns)
-    if longer > longest:
-        height, width = (max(1, round(side * longest / longer)) for side in (rows, columns))
-        try:
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
-        except cv2.error as error:
-            if error.code == cv2.Error.StsNoMem:
-                raise MemoryError from error
-            raise
+    image = shrunk(image, longest)
     return np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)

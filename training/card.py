@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from training.evaluation.groups import THRESHOLDS
+from training.evaluation.tasks import COVID19
 from training.evaluation.wording import (
     NOTHING,
     best_baseline,
@@ -91,9 +92,10 @@ these; out of fold, thresholds, weights and straight lines that are applied to a
 ## Evaluation data
 
 An image counts where it is a frontal film. Positive is the finding COVID-19, negative is every other. Out of fold means
-the training images, each scored by a network that never saw its patient or a near duplicate of it (but did see the
-other folds' `val` images; the shipped networks saw none). `val` is other patients of the same sources; `external` is
-sources that were never trained on. `adults` is every source but {children}, `pooled` is everything.
+the images of `train` and `val`, each scored by a network that never saw its patient or a near duplicate of it, with
+weights, straight lines and thresholds of the other folds. `val` is those of these patients that the shipped networks
+and what was fitted to them never saw; `external` is sources that were never trained on. `adults` is every source but
+{children}, `pooled` is everything.
 {_left_out(fitted, evaluation)}
 
 ## Training data
@@ -204,7 +206,7 @@ def _read(calibration: Mapping[str, Any]) -> str:
 def _targets(manifest: Mapping[str, Any]) -> str:
     lines = []
     for target in manifest["targets"]:
-        line = f"`{target['name']}`, {target['title'].lower()}: the probability of {target['code']['meaning']}"
+        line = f"`{target['name']}`, {target['title']}: the probability of it"
         if condition := target.get("condition"):
             line += (
                 f", if the image is abnormal; halved where the answer to `{condition['target']}` is "
@@ -327,6 +329,8 @@ def _worth(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         asked = f"{row['question']}, {row['where']} ({row['images']:,})"
         found.append((asked, "all", interval(row["ensemble"]), "", ""))
+        if row["question"] == COVID19:
+            found.append(("", "all, unless it is withdrawn as normal", interval(row["unconditional"]), "", ""))
         names = list(dict.fromkeys([*row["members"], *row["without"]]))
         for name in names:
             alone, left_out = row["members"].get(name), row["without"].get(name)

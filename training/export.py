@@ -132,7 +132,12 @@ def export(
     manifest["golden"] = write_golden(out, manifest, f"golden-{release}.json")
     shown, scores = score_shipped(out, manifest, held_back)
     _write_scores(out / SCORES, fitted, shown, scores)
-    tasks, worth = _figures(members, known, fitted, (shown, scores), forests or NoLungForests(), resamples)
+    asked = [
+        picture
+        for picture in frontal
+        if picture.split in ("train", VAL) and all(picture.image_id in member.out_of_fold for member in members)
+    ]
+    tasks, worth = _figures(members, asked, fitted, (shown, scores), forests or NoLungForests(), resamples)
     evaluation: dict[str, Any] = finite(
         {
             "bundle": name,
@@ -141,7 +146,7 @@ def export(
             "operating_points": manifest["targets"][0]["operating_points"],
             "unreadable": len(held_back) - len(shown),
             "experiments": {},
-            "combination": {"members": [m.name for m in members], "images": len(known) + len(shown), "tasks": tasks},
+            "combination": {"members": [m.name for m in members], "images": len(asked) + len(shown), "tasks": tasks},
             "members": worth,
             "gate": told,
             "targets": manifest["targets"],
@@ -298,7 +303,7 @@ def provenance(member: Member) -> dict[str, Any]:
 
 def _figures(
     members: Sequence[Member],
-    known: Sequence[Picture],
+    asked: Sequence[Picture],
     fitted: Fitted,
     held_back: tuple[Sequence[Picture], Sequence[Scores]],
     forests: Forests,
@@ -306,26 +311,27 @@ def _figures(
 ) -> tuple[dict[str, Task], list[dict[str, Any]]]:
     """What the bundle answers to the questions of `training.evaluation.tasks`, and what each member is worth.
 
-    Out of fold, everything that is fitted comes from the other folds; `val` and `external` get what is shipped.
+    Out of fold, everything that is fitted comes from split `train` of the other folds; `val` and `external` are also
+    shown to what is shipped.
     """
-    scores, told = out_of_fold(members, known), readings(members)
-    runs = np.array([members[0].fold_of[picture.image_id] for picture in known], dtype=np.str_)
-    honest = nested(told, known, scores, runs)
+    scores, told = out_of_fold(members, asked), readings(members)
+    runs = np.array([members[0].fold_of[picture.image_id] for picture in asked], dtype=np.str_)
+    honest = nested(told, asked, scores, runs)
     shown, found = held_back
     final = fitted.answers(found)
     runs_of_final = np.array([FINAL] * len(shown), dtype=np.str_)
     tasks = covid19_tasks(
-        scored(known, honest, TARGET, runs),
+        scored(asked, honest, TARGET, runs),
         scored(shown, final, TARGET, runs_of_final) if shown else None,
         forests,
         resamples,
     )
     if ABNORMAL in honest[0]:
-        tasks |= pneumonia_tasks(scored(known, honest, ABNORMAL, runs), forests, resamples)
+        tasks |= pneumonia_tasks(scored(asked, honest, ABNORMAL, runs), forests, resamples)
         val = [i for i, picture in enumerate(shown) if picture.split == VAL]
-        asked = scored([shown[i] for i in val], [final[i] for i in val], ABNORMAL, runs_of_final[val])
-        tasks |= {f"val, {name}": task for name, task in pneumonia_tasks(asked, None, resamples).items()}
-    return tasks, what_members_are_worth(told, known, scores, runs, resamples)
+        on_val = scored([shown[i] for i in val], [final[i] for i in val], ABNORMAL, runs_of_final[val])
+        tasks |= {f"val, {name}": task for name, task in pneumonia_tasks(on_val, None, resamples).items()}
+    return tasks, what_members_are_worth(told, asked, scores, runs, resamples)
 
 
 def _write_scores(file: Path, fitted: Fitted, pictures: Sequence[Picture], scores: Sequence[Scores]) -> None:

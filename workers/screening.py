@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 # Enough for the children to decode and to report while the networks run; few enough for a live image not to wait long.
 _CPU_CLAIMS, _GPU_CLAIMS = 4, 64
 _PAUSE_AFTER_FAULT_S = 1.0
+_NO_IMAGES_FAULT = (OSError, SQLAlchemyError, DeviceError, BundleError)
 
 
 class MissingFileError(NodeError):
@@ -214,13 +215,32 @@ class Screener:
                 self._check_release(job.claim)
         for thresholds in {tuple(sorted(job.claim.thresholds.items())) for job in asked}:
             those = [job for job in asked if tuple(sorted(job.claim.thresholds.items())) == thresholds]
-            answers = self._ensemble.predict([job.decoded.squares for job in those], dict(thresholds))
-            found |= {job.claim.screening_id: answer for job, answer in zip(those, answers, strict=True)}
+            found |= self._answers(those, dict(thresholds), held)
         building = []
         for job in jobs:
+            if job.claim.screening_id not in held:
+                continue
             with self._guarded(job.claim, held):
                 building.append((job.claim, self._report(job, found.get(job.claim.screening_id))))
         return building
+
+    def _answers(
+        self, jobs: Sequence[_Job], thresholds: Mapping[str, float], held: dict[int, Claim]
+    ) -> dict[int, Prediction | NodeError]:
+        """By screening; an error that nobody foresaw is held against the one image that it comes back with."""
+        if len(jobs) > 1:
+            try:
+                answers = self._ensemble.predict([job.decoded.squares for job in jobs], thresholds)
+                return {job.claim.screening_id: answer for job, answer in zip(jobs, answers, strict=True)}
+            except _NO_IMAGES_FAULT:
+                raise
+            except Exception as error:
+                log.error("a batch of %d goes one by one: %s", len(jobs), place_of(error))  # noqa: TRY400
+        found: dict[int, Prediction | NodeError] = {}
+        for job in jobs:
+            with self._guarded(job.claim, held):
+                (found[job.claim.screening_id],) = self._ensemble.predict([job.decoded.squares], thresholds)
+        return found
 
     def _report(self, job: _Job, answer: Prediction | NodeError | None) -> Future[Any]:
         claim, archive, settings = job.claim, self._archive, self._settings
@@ -256,7 +276,7 @@ class Screener:
         try:
             try:
                 yield
-            except (OSError, SQLAlchemyError, LostLeaseError, DeviceError, BundleError):
+            except (*_NO_IMAGES_FAULT, LostLeaseError):
                 raise
             except UnreadableFileError as error:  # perhaps the disk's fault: it waits, uncounted, and others go on
                 log.warning("screening %d: %s", claim.screening_id, error)

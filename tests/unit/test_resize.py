@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dicom_node.resize import picture, square
+from dicom_node.resize import LARGEST, picture, shrunk, square
 
 RNG = np.random.default_rng(6)
 
@@ -23,6 +23,18 @@ def test_a_square_is_what_torch_draws_with_antialias(rows, columns, resolution):
     assert found.dtype == np.float32
     assert found.shape == (224, 224)
     np.testing.assert_allclose(found, expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_a_large_image_is_shrunk_once_and_its_squares_differ_by_no_more_than_a_grey_level():
+    down, across = np.mgrid[0:2500, 0:2048].astype(np.float32)
+    image = (0.5 + 0.3 * np.sin(down / 37) * np.cos(across / 23) + 0.1 * noise(2500, 2048)).clip(0, 1)
+    for side, resolution in ((224, 128), (96, 0), (224, 0)):
+        found = square(image, side, resolution)
+        expected = torch.from_numpy(image)[None, None]
+        for size in (resolution, side) if resolution else (side,):
+            expected = functional.interpolate(expected, (size, size), mode="bilinear", antialias=True)
+        assert np.abs(found - expected[0, 0].numpy()).max() < 1 / 255
+        np.testing.assert_array_equal(found, square(shrunk(image, LARGEST), side, resolution))
 
 
 def test_a_square_of_a_view_is_that_of_its_copy_and_can_be_written_to():

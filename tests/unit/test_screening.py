@@ -1,6 +1,8 @@
 """The worker's way with its claims, above all where something fails; the network is a fake that can be made to fail."""
 
 import time
+from concurrent.futures import wait
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,8 +13,17 @@ from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.config import Settings
 from dicom_node.database import Database
+from dicom_node.decoding import decoders
 from dicom_node.demo.instances import phantom_dataset
-from dicom_node.domain import BundleError, Decision, MemberMap, Prediction, TargetResult
+from dicom_node.domain import (
+    BundleError,
+    Decision,
+    DeclinedByPixelsError,
+    DeclineReason,
+    MemberMap,
+    Prediction,
+    TargetResult,
+)
 from dicom_node.ledger import Ledger
 from dicom_node.results import encode
 from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
@@ -29,8 +40,11 @@ class FakeEnsemble:
         self.manifest = manifest()
         self.fault = fault
         self.asked = 0
+        self.squares = ((8, 0),)
+        self.batch_size = 1
 
-    def predict(self, images):
+    def predict(self, images, thresholds=None):
+        assert [set(squares) for squares in images] == [set(self.squares)] * len(images)
         self.asked += 1
         if self.fault is not None:
             self.fault()
@@ -52,7 +66,8 @@ class FakeEnsemble:
 class Bench:
     """A ledger with one claimed film, and everything that a `Screener` needs."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, children):
+        self.children = children
         self.database = Database(f"sqlite:///{folder / 'ledger.sqlite'}")
         self.database.upgrade()
         self.ledger, self.claims, self.archive = Ledger(self.database), Claims(self.database), Archive(folder / "a")
@@ -64,7 +79,7 @@ class Bench:
 
     def screener(self, ensemble, **changed):
         settings = self.settings.model_copy(update=changed)
-        return Screener(self.claims, self.archive, ensemble, settings)
+        return Screener(self.claims, self.archive, ensemble, self.children, settings)
 
     def screen(self, ensemble, claim=None):
         self.screener(ensemble).screen([claim or self.claim])
@@ -84,9 +99,15 @@ class Bench:
             return session.scalars(select(ScreeningRow)).one()
 
 
+@pytest.fixture(scope="module")
+def children():
+    with decoders(Settings(decode_processes=2)) as found:
+        yield found
+
+
 @pytest.fixture
-def bench(tmp_path):
-    found = Bench(tmp_path)
+def bench(tmp_path, children):
+    found = Bench(tmp_path, children)
     yield found
     found.database.close()
 
@@ -169,11 +190,64 @@ def test_too_little_memory_is_counted_and_ends_the_worker(bench):
     assert (bench.row().state, bench.row().failures) == ("waiting", 1)
 
 
-def test_too_little_memory_while_decoding_is_no_fault_of_the_pixels(bench, monkeypatch):
-    monkeypatch.setattr("dicom_node.pixels.decode", lambda *_: raising(MemoryError())())
-    with pytest.raises(MemoryError):
-        bench.screen(FakeEnsemble())
-    assert bench.row().state == "waiting"
+def test_a_film_that_its_child_has_no_memory_for_fails_and_the_next_is_on_time(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(1)
+    bench.archive.locate(bench.claim.path).write_bytes(encode(film_of(9000, 9000)))
+    with decoders(Settings(decode_processes=1, decode_memory_mb=128)) as bench.children:
+        assert bench.screener(FakeEnsemble(), max_pixels=100_000_000, batch_size=2).screen_next() == 2
+    assert states(bench) == ["failed", "withheld"]
+    with bench.database.read() as session:
+        assert session.scalars(select(ScreeningRow.reason).order_by(ScreeningRow.id)).first() == "decoder_memory"
+
+
+def film_of(rows, columns):
+    ds = phantom_dataset(0)
+    ds.Rows, ds.Columns, ds.PixelData = rows, columns, bytes(2 * rows * columns)
+    return ds
+
+
+def test_an_error_that_nobody_foresaw_is_held_against_one_film_of_its_batch(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(2)
+    ensemble = FakeEnsemble()
+    ensemble.batch_size = 8
+    ensemble.fault = lambda: raising(ValueError("x"))() if ensemble.asked in (1, 3) else None
+    with monkeypatched_wait(bench):
+        bench.screener(ensemble, batch_size=3).screen_next()
+    assert sorted(states(bench)) == ["waiting", "withheld", "withheld"]
+
+
+@contextmanager
+def monkeypatched_wait(bench):
+    """Every film is decoded before the first is taken, so that they make one batch."""
+    submit = bench.children.submit
+
+    def waiting(*arguments):
+        future = submit(*arguments)
+        wait([future])
+        return future
+
+    bench.children.submit = waiting
+    try:
+        yield
+    finally:
+        del bench.children.submit
+
+
+def test_what_was_declined_by_its_pixels_is_declined_and_the_rest_goes_on(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(1)
+    ensemble = FakeEnsemble()
+    predict, declined = ensemble.predict, DeclinedByPixelsError(DeclineReason.LATERAL, "the pixels look like: lateral")
+    ensemble.predict = lambda images, thresholds: (
+        [declined] if not ensemble.asked and predict(images) else predict(images)
+    )
+    bench.screener(ensemble, batch_size=2).screen_next()
+    assert states(bench) == ["declined", "withheld"]
+    with bench.database.read() as session:
+        row = session.scalars(select(ScreeningRow).order_by(ScreeningRow.id)).first()
+    assert (row.reason, row.detail) == ("lateral", "the pixels look like: lateral")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), MemoryError()])
@@ -284,13 +358,8 @@ def test_what_a_lost_database_did_not_take_back_is_given_back_when_it_is_there_a
 def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(bench):
     bench.claims.give_back(bench.claim, "", pause_s=0)
     bench.more(2)
-    screener, done = bench.screener(FakeEnsemble(), batch_size=3), []
-
-    def stopping():
-        done.append(states(bench).count("withheld"))
-        return done[-1] >= 1
-
-    screener.screen_next(stopping)
+    screener, asked = bench.screener(FakeEnsemble(), batch_size=3), iter((False, True))
+    screener.screen_next(lambda: next(asked))
     assert states(bench) == ["withheld", "waiting", "waiting"]
     with bench.database.read() as session:
         assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]

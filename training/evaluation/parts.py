@@ -86,6 +86,9 @@ def what_members_are_worth(
                 "images": len(indices),
                 "positives": int(truth.sum()),
                 "ensemble": auc(logits, truth, groups, resamples),
+                "unconditional": auc(
+                    np.array([whole[i][question].unconditional for i in indices]), truth, groups, resamples
+                ),
                 "members": areas,
                 "best": best,
                 "more_than_best": auc_difference(logits, alone[best], truth, groups, resamples),

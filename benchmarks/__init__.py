@@ -1,0 +1,1 @@
+"""Ratios measured on one machine, side by side: nothing here is a test."""
