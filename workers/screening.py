@@ -285,4 +285,5 @@ def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
         targets=plain.targets,
         members=plain.members,
         maps=tuple(maps),
+        remarks=plain.remarks,
     )

@@ -19,9 +19,10 @@ from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, Bells, celery_app
 from dicom_node.domain import BundleError
 from dicom_node.roles import announce_ready
 from dicom_node.service import joined
+from dicom_node.upgrade import tell_difference
 from dicom_node.watch import Watch
 from workers.ensemble import DeviceError
-from workers.loop import WORKER, load_ensemble
+from workers.loop import WORKER, load_active
 from workers.screening import Screener
 
 if TYPE_CHECKING:
@@ -45,16 +46,17 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
     Raises
     ------
     BundleError
-        Where the bundle or its device cannot be used.
+        Where the ledger's active release is not installed, or it or its device cannot be used.
     ReleaseError
-        Where the ledger asks for another bundle.
+        Where no release is active.
     SystemExit
         Where the process cannot go on; a new one can.
     """
-    ensemble = load_ensemble(settings)
-    with joined(settings, stop, needs_broker=True, release=ensemble.manifest) as database:
+    with joined(settings, stop, needs_broker=True) as database:
         if database is None:
             return
+        ensemble = load_active(settings, database)
+        tell_difference(settings, ensemble.manifest)
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
         screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, settings, watch.step)
         app = celery_app(settings.broker_dsn)
