@@ -268,23 +268,37 @@ class Manifest(_Part):
             raise ValueError(f"the gate reads {self.gate.reads}, which is no member")
 
 
-def find_bundle(bundle: str) -> Path:
-    """Folder of a bundle given by folder, or by name among those that travel with the workers.
+def shipped_folders() -> tuple[Path, ...]:
+    """The folders of bundles that travel with the workers; none where the workers are not installed."""
+    spec = importlib.util.find_spec("workers")  # located, not imported: this process holds no torch
+    return tuple(Path(root) / "bundles" for root in (spec.submodule_search_locations or [])) if spec else ()
+
+
+def find_bundle(bundle: str, *folders: Path) -> Path:
+    """Folder of a bundle, given by folder, or by the folder's name in one of `folders` or among the shipped ones.
 
     Raises
     ------
     BundleError
-        Where neither exists.
+        Where none of them exists.
     """
-    folder = Path(bundle)
-    if (folder / MANIFEST).is_file():
-        return folder
-    spec = importlib.util.find_spec("workers")  # located, not imported: this process holds no torch
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        installed = Path(root) / "bundles" / bundle
-        if (installed / MANIFEST).is_file():
-            return installed
-    raise BundleError(f"bundle {bundle!r}: no such name is installed and {folder / MANIFEST} does not exist")
+    for folder in (Path(bundle), *(root / bundle for root in (*folders, *shipped_folders()))):
+        if holds_manifest(folder):
+            return folder
+    raise BundleError(
+        f"bundle {bundle!r}: no such name is installed and {Path(bundle) / MANIFEST} does not exist; "
+        "`dicom-node bundle list` shows what is"
+    )
+
+
+def holds_manifest(folder: Path) -> bool:
+    """Whether a bundle is meant to be there; one whose folder may not be looked into is, and reading it says why."""
+    try:
+        return (folder / MANIFEST).is_file()
+    except PermissionError:
+        return True
+    except OSError:  # a name that is too long
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from dicom_node.bundle import Manifest
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Prediction, Purpose, State
 from dicom_node.ledger import change_state, log_transition, target_results
+from dicom_node.releases import newest_thresholds
 from dicom_node.tables import (
     DeliveryRow,
     InstanceRow,
@@ -30,7 +31,7 @@ from dicom_node.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.exc import SQLAlchemyError
@@ -47,13 +48,20 @@ _RELEASED: dict[str, Any] = {"lease_expires_at": None, "worker": None}
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to write to one screening, until another attempt is made at it."""
+    """The right to write to one screening, until another attempt is made at it.
+
+    Attributes
+    ----------
+    thresholds
+        The site's newest ones for the release that is asked for, by target; the bundle's own count for the others.
+    """
 
     screening_id: int
     attempt: int
     state: State
     path: str
     manifest_json: str = field(repr=False)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -132,10 +140,18 @@ class Claims:
 
     def _take_all(self, session: Session, keys: Sequence[int], worker: str, lease_s: float) -> list[Claim]:
         active = session.scalar(select(ReleaseRow.id).filter_by(active=True))
-        return [self._take(session, key, worker, lease_s, active) for key in keys]
+        thresholds: dict[int, Mapping[str, float]] = {}  # of each release that the batch asks for
+        return [self._take(session, key, worker, lease_s, active, thresholds) for key in keys]
 
     @staticmethod
-    def _take(session: Session, screening_id: int, worker: str, lease_s: float, active_release: int | None) -> Claim:
+    def _take(
+        session: Session,
+        screening_id: int,
+        worker: str,
+        lease_s: float,
+        active_release: int | None,
+        thresholds: dict[int, Mapping[str, float]],
+    ) -> Claim:
         screening = session.get_one(ScreeningRow, screening_id)
         attempt, release_id = screening.attempt + 1, screening.release_id
         state = State(screening.state)
@@ -153,12 +169,15 @@ class Claims:
         )
         instance = session.get_one(InstanceRow, screening.instance_id)
         release = session.get_one(ReleaseRow, release_id)
+        if release_id not in thresholds:
+            thresholds[release_id] = newest_thresholds(session, release_id)
         return Claim(
             screening_id=screening.id,
             attempt=attempt,
             state=state,
             path=instance.path or "",
             manifest_json=release.manifest,
+            thresholds=thresholds[release_id],
         )
 
     def waiting(self) -> dict[Purpose, int]:
@@ -181,7 +200,7 @@ class Claims:
     def save_prediction(self, claim: Claim, prediction: Prediction, maps: Iterable[StoredMap]) -> None:
         """The prediction stands in the ledger and the screening is `predicted`, still leased to the claim."""
         with self._database.write() as session:
-            self._move(session, claim, State.CLAIMED, State.PREDICTED)
+            self._move(session, claim, State.CLAIMED, State.PREDICTED, remarks=list(prediction.remarks))
             for position, result in enumerate(prediction.targets):
                 session.add(
                     OutcomeRow(
@@ -192,6 +211,7 @@ class Claims:
                         probability=result.probability,
                         threshold=result.threshold,
                         flagged=result.flagged,
+                        decision=result.decision,
                     )
                 )
             for member, outputs in prediction.members.items():
@@ -230,6 +250,7 @@ class Claims:
             at = session.scalar(
                 select(func.max(TransitionRow.at)).filter_by(screening_id=key, to_state=State.PREDICTED)
             )
+            remarks = session.scalars(select(ScreeningRow.remarks).filter_by(id=key)).one()
         if at is None:
             raise LookupError(f"screening {key} has no prediction")
         prediction = Prediction(
@@ -238,6 +259,7 @@ class Claims:
             operating_point=outcomes[0].operating_point,
             targets=target_results(outcomes),
             members=members,
+            remarks=tuple(remarks),
         )
         return StoredPrediction(prediction, at, tuple((row, *_split(row.name)) for row in maps))
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import __version__
+from dicom_node import __version__, bundle_cli
 from dicom_node.config import Settings, load
 from dicom_node.domain import NodeError, State, invariant_holds
 
@@ -152,9 +152,8 @@ def doctor(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
 
 
 _database = typer.Typer(no_args_is_help=True, help="The ledger's database.")
-_bundle = typer.Typer(no_args_is_help=True, help="The bundle of networks that images are screened by.")
 app.add_typer(_database, name="db")
-app.add_typer(_bundle, name="bundle")
+app.add_typer(bundle_cli.app, name="bundle")
 
 
 @_database.command("upgrade")
@@ -163,14 +162,6 @@ def upgrade_database(context: typer.Context) -> None:
     from dicom_node.upgrade import upgrade
 
     upgrade(context.obj.settings)
-
-
-@_bundle.command("use")
-def use_bundle(context: typer.Context) -> None:
-    """Screen by the settings' bundle from now on; workers that have another one are refused."""
-    from dicom_node import upgrade
-
-    upgrade.use_bundle(context.obj.settings)
 
 
 @app.command()

@@ -78,7 +78,14 @@ class Settings(BaseSettings):
     )
     broker_password: SecretStr = Field(SecretStr(""), description="Password for `broker_url`, kept out of it.")
     archive_dir: Path = Field(Path("cxr-node/archive"), description="Folder of received and produced objects.")
-    bundle: str = Field("starter", description="Bundle of weights: a name, or a folder that holds manifest.json.")
+    bundle: str = Field(
+        "starter",
+        description="Bundle of weights of `screen` and of the first start; afterwards `bundle use` chooses. "
+        "A name, NAME@RELEASE, or a folder that holds manifest.json.",
+    )
+    bundles_dir: Path = Field(
+        Path("cxr-node/bundles"), description="Folder of further installed bundles, each in a folder of its own."
+    )
     peers: tuple[Peer, ...] = Field((), description="One [[peers]] table per peer; see below.")
 
     accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")

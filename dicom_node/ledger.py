@@ -8,21 +8,20 @@ States of a screening (`dicom_node.domain.State`)::
                            claimed, predicted -> declined      the pixels say no
     claimed, predicted, reported -> failed                     permanent reason, too many failures, rejected delivery
 
-Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; these three modules and
-`dicom_node.tables` are the only ones that know the tables.
+Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; releases and thresholds are
+those of `dicom_node.releases`. These four modules and `dicom_node.tables` are the only ones that know the tables.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.bundle import Manifest
-from dicom_node.domain import NodeError, ObjectKind, Purpose, State, TargetResult, decided
+from dicom_node.domain import Decision, ObjectKind, Purpose, State, TargetResult
+from dicom_node.releases import ReleaseError, Releases
 from dicom_node.tables import (
     InstanceRow,
     ObjectRow,
@@ -32,6 +31,7 @@ from dicom_node.tables import (
     ScreeningRow,
     TransitionRow,
     db_now,
+    storable,
 )
 
 if TYPE_CHECKING:
@@ -41,14 +41,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
+    from dicom_node.bundle import Manifest
     from dicom_node.database import Database
-    from dicom_node.domain import Admission
-
-
-class ReleaseError(NodeError):
-    """No release is active, another one than expected, or another bundle of its name and release is known."""
-
-    reason = "release"
+    from dicom_node.domain import Admission, NodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,59 +94,13 @@ class Ledger:
         Raises
         ------
         ReleaseError
-            Where the ledger knows another manifest by this name and release.
+            Where `Releases.activate` refuses it.
         """
-        text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True)
-        with self._database.write(alone="release") as session:
-            known = session.scalar(select(ReleaseRow).filter_by(bundle=manifest.name, release=manifest.release))
-            if known is None:
-                known = ReleaseRow(
-                    bundle=manifest.name, release=manifest.release, manifest=text, active=False, registered_at=db_now()
-                )
-                session.add(known)
-            elif known.manifest != text:
-                raise ReleaseError(
-                    f"the ledger knows bundle {manifest.name} {manifest.release} with another manifest: "
-                    "a changed bundle needs a new release"
-                )
-            session.execute(update(ReleaseRow).values(active=False))
-            session.flush()
-            session.execute(update(ReleaseRow).where(ReleaseRow.id == known.id).values(active=True))
-            session.execute(
-                update(ScreeningRow)
-                .where(ScreeningRow.state == State.WAITING, ScreeningRow.purpose == Purpose.LIVE)
-                .values(release_id=known.id)
-            )
+        Releases(self._database).activate(manifest)
 
     def active_manifest(self) -> Manifest | None:
         """The manifest of the release that new instances are screened by; None where there is none yet."""
-        with self._database.read() as session:
-            text = session.scalar(select(ReleaseRow.manifest).filter_by(active=True))
-        return None if text is None else Manifest.model_validate_json(text)
-
-    def expect_release(self, manifest: Manifest) -> None:
-        """The active release is this one.
-
-        Raises
-        ------
-        ReleaseError
-            Naming what is active and what to do.
-        """
-        active = self.active_manifest()
-        if active is None:
-            raise self._no_release()
-        if active == manifest:
-            return
-        ours, theirs = (f"{found.name} {found.release}" for found in (manifest, active))
-        if ours == theirs:
-            raise ReleaseError(
-                f"this process has another bundle {ours} than the ledger: install the ledger's, "
-                "or give the changed one a new release and run `dicom-node bundle use`"
-            )
-        raise ReleaseError(
-            f"this process has bundle {ours}, the ledger screens by {theirs}: "
-            "install that bundle, or run `dicom-node bundle use`"
-        )
+        return Releases(self._database).active()
 
     def expect_any_release(self) -> None:
         """Some release is active.
@@ -199,7 +148,7 @@ class Ledger:
                         kind=kind,
                         sha256=received.sha256,
                         path=received.file.path if received.file else None,
-                        calling_ae_title=_storable(received.calling_ae_title),
+                        calling_ae_title=storable(received.calling_ae_title),
                         received_at=db_now(),
                     )
                 )
@@ -215,16 +164,16 @@ class Ledger:
                 sha256=received.sha256,
                 size_bytes=received.size_bytes,
                 path=received.file.path if received.file else None,
-                calling_ae_title=_storable(received.calling_ae_title),
-                modality=_storable(received.modality),
+                calling_ae_title=storable(received.calling_ae_title),
+                modality=storable(received.modality),
                 view=admission.view,
                 body_part=admission.body_part,
                 evidence=list(admission.evidence),
                 notes=[],
-                patient_id=_storable(received.patient_id),
-                patient_name=_storable(received.patient_name),
-                accession_number=_storable(received.accession_number),
-                study_date=_storable(received.study_date),
+                patient_id=storable(received.patient_id),
+                patient_name=storable(received.patient_name),
+                accession_number=storable(received.accession_number),
+                study_date=storable(received.study_date),
                 received_at=db_now(),
             )
             session.add(instance)
@@ -307,15 +256,6 @@ class Ledger:
         }
 
 
-@overload
-def _storable(text: str) -> str: ...
-@overload
-def _storable(text: None) -> None: ...
-def _storable(text: str | None) -> str | None:
-    """The text as every database takes it: PostgreSQL has no NUL, and no half of a character."""
-    return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-
-
 def change_state(session: Session, screening_id: int, attempt: int, old: State, new: State, **values: Any) -> None:
     """Move a screening that nobody holds, in the caller's transaction, and log it."""
     moved = session.execute(
@@ -335,7 +275,10 @@ def log_transition(session: Session, screening_id: int, old: State | None, new: 
 
 def target_results(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
     """The answers as plain data, in the rows' order."""
-    return tuple(
-        TargetResult(row.target, row.probability, row.threshold, decided(row.probability, row.threshold))
-        for row in outcomes
-    )
+    return tuple(TargetResult(row.target, row.probability, row.threshold, _decision(row)) for row in outcomes)
+
+
+def _decision(row: OutcomeRow) -> Decision:
+    if not row.decision:  # written by a process of an older version, beside those of this one
+        return Decision.FLAGGED if row.flagged else Decision.NOT_FLAGGED
+    return Decision(row.decision)

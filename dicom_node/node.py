@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from dicom_node import supervisor
 from dicom_node.archive import Archive
-from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.bundles import find_release
 from dicom_node.claims import Claims
 from dicom_node.database import Database, sqlite_file
 from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
 from dicom_node.roles import StartError, stop_on_signal
+from dicom_node.upgrade import settle, tell_difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,17 +76,16 @@ def up(settings: Settings, config: Path | None) -> None:
 
 
 def _prepare(settings: Settings) -> None:
-    """The ledger has this version's schema and the bundle's release, and nothing is claimed by a dead process."""
-    manifest = read_manifest(find_bundle(settings.bundle))
+    """The ledger has this version's schema, its release is installed, and nothing is claimed by a dead process."""
     archive = Archive(settings.archive_dir)
     archive.clear_incoming()
     database = Database(settings.database_dsn)
-    database.upgrade()
-    ledger = Ledger(database)
-    archive.belongs_to(database.ledger_id(), has_files=ledger.has_files())
+    active = settle(settings, database)
+    archive.belongs_to(database.ledger_id(), has_files=Ledger(database).has_files())
+    find_release(active, settings)
+    tell_difference(settings, active)
     recovered = Claims(database).recover()
     Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s).recover()
-    ledger.activate_release(manifest)
     if settings.broker_url:
         log.warning("broker_url is set, but the embedded node needs no broker and uses none")
     if recovered:

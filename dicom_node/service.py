@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dicom_node.bundle import Manifest
     from dicom_node.config import Settings
     from dicom_node.domain import Purpose
 
@@ -36,13 +35,10 @@ _ARCHIVE_PAUSE_S = 1.0
 
 
 @contextmanager
-def joined(
-    settings: Settings, stop: threading.Event, *, needs_broker: bool = False, release: Manifest | None = None
-) -> Iterator[Database | None]:
+def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = False) -> Iterator[Database | None]:
     """The process belongs to the node while the block runs; None where `stop` was set while it waited.
 
     A process that does not need the broker starts without it; one that is another node's is refused all the same.
-    `release` is what a worker would screen by.
 
     Raises
     ------
@@ -53,7 +49,7 @@ def joined(
     """
     _expect_broker(settings)
     with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
-        belongs = _belongs(settings, database, stop, needs_broker=needs_broker, release=release)
+        belongs = _belongs(settings, database, stop, needs_broker=needs_broker)
         yield database if belongs else None
 
 
@@ -64,13 +60,12 @@ def _belongs(
     *,
     takes_archive: bool = False,
     needs_broker: bool = False,
-    release: Manifest | None = None,
 ) -> bool:
     """Whether the process belongs to the node; False where `stop` was set first."""
     while database.await_ready(stop):
         try:
             return (
-                _has_release(Ledger(database), release, stop)
+                _has_release(Ledger(database), stop)
                 and _has_broker(settings, database.ledger_id(), stop, needs_it=needs_broker)
                 and _has_archive(settings, database, stop, takes_it=takes_archive)
             )
@@ -82,17 +77,14 @@ def _belongs(
     return False
 
 
-def _has_release(ledger: Ledger, release: Manifest | None, stop: threading.Event) -> bool:
+def _has_release(ledger: Ledger, stop: threading.Event) -> bool:
     """The upgrade that made the tables may be about to name a release: that is waited for, a little."""
     for _ in range(_RELEASE_LOOKS):
         if ledger.active_manifest() is not None or stop.wait(_RELEASE_PAUSE_S):
             break
     if stop.is_set():
         return False
-    if release is None:
-        ledger.expect_any_release()
-    else:
-        ledger.expect_release(release)
+    ledger.expect_any_release()
     return True
 
 

@@ -6,7 +6,7 @@ No pixel data. Of the patient only what a worklist needs, and none of it with `s
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import (
     JSON,
@@ -92,6 +92,15 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime, float: Float, dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012
 
 
+@overload
+def storable(text: str) -> str: ...
+@overload
+def storable(text: None) -> None: ...
+def storable(text: str | None) -> str | None:
+    """The text as every database takes it: PostgreSQL has no NUL, and no half of a character."""
+    return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
 _UID = String(64)  # PS3.5 9.1
 _AE_TITLE = String(16)
 _WORD = String(32)
@@ -120,6 +129,26 @@ class ReleaseRow(Base):
     manifest: Mapped[str] = mapped_column(Text)
     active: Mapped[bool]
     registered_at: Mapped[datetime]
+
+
+class ThresholdRow(Base):
+    """A threshold that the site set for a target of a release; rows are only ever added, and the newest counts."""
+
+    __tablename__ = "thresholds"
+    __table_args__ = (
+        UniqueConstraint("release_id", "target", "version"),
+        CheckConstraint("threshold >= 0 AND threshold <= 1", name="ck_thresholds_probability"),
+        CheckConstraint("version >= 1", name="ck_thresholds_version"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
+    target: Mapped[str] = mapped_column(_WORD)
+    version: Mapped[int]
+    threshold: Mapped[float]
+    set_by: Mapped[str] = mapped_column(String(64))
+    basis: Mapped[str] = mapped_column(Text)
+    set_at: Mapped[datetime]
 
 
 class InstanceRow(Base):
@@ -184,6 +213,7 @@ class ScreeningRow(Base):
     worker: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
+    remarks: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
 
 
 class TransitionRow(Base):
@@ -200,7 +230,7 @@ class TransitionRow(Base):
 
 
 class OutcomeRow(Base):
-    """The answer to one target."""
+    """The answer to one target. `decision` is empty where code wrote that knows `flagged` alone."""
 
     __tablename__ = "outcomes"
 
@@ -211,6 +241,7 @@ class OutcomeRow(Base):
     probability: Mapped[float]
     threshold: Mapped[float]
     flagged: Mapped[bool]
+    decision: Mapped[str] = mapped_column(_WORD, server_default="")
 
 
 class MemberOutputRow(Base):

@@ -15,13 +15,15 @@ from celery.worker import state
 
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
+from dicom_node.decoding import decoders
 from dicom_node.dispatch import BELL, LIVE, RETROSPECTIVE, Bells, celery_app
 from dicom_node.domain import BundleError
 from dicom_node.roles import announce_ready
 from dicom_node.service import joined
+from dicom_node.upgrade import tell_difference
 from dicom_node.watch import Watch
 from workers.ensemble import DeviceError
-from workers.loop import WORKER, load_ensemble
+from workers.loop import WORKER, load_active
 from workers.screening import Screener
 
 if TYPE_CHECKING:
@@ -45,18 +47,20 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
     Raises
     ------
     BundleError
-        Where the bundle or its device cannot be used.
+        Where the ledger's active release is not installed, or it or its device cannot be used.
     ReleaseError
-        Where the ledger asks for another bundle.
+        Where no release is active.
     SystemExit
         Where the process cannot go on; a new one can.
     """
-    ensemble = load_ensemble(settings)
-    with joined(settings, stop, needs_broker=True, release=ensemble.manifest) as database:
+    with joined(settings, stop, needs_broker=True) as database:
         if database is None:
             return
+        ensemble = load_active(settings, database)
+        tell_difference(settings, ensemble.manifest)
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
-        screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, settings, watch.step)
+        children = decoders(settings)
+        screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, children, settings, watch.step)
         app = celery_app(settings.broker_dsn)
         bells = Bells(settings.broker_dsn)
         _register(app, screener, watch, Ear(bells.hanging))
@@ -71,6 +75,7 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
         )
         threading.Thread(target=_stop_with, args=(stop,), daemon=True).start()
         worker.start()
+        children.close()
         watch.close()
         if worker.exitcode:
             raise SystemExit(worker.exitcode)

@@ -126,6 +126,7 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
         "archive_dir": str(folder / "archive"),
         "health_dir": str(folder / "health"),
         "bundle": settings.bundle,
+        "bundles_dir": str(settings.bundles_dir),
         "device": settings.device,
     }
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())

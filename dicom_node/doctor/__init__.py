@@ -69,7 +69,7 @@ def examine(settings: Settings, config: Path | None = None, now: Callable[[], fl
         ("broker", stores.broker),
         ("archive", stores.archive),
         ("archive owner", stores.owner),
-        ("bundle", partial(machine.bundle, settings)),
+        ("bundle", lambda: machine.bundle(settings, stores.bundle_folder)),
         ("device", partial(machine.device, settings)),
         ("clock", lambda: machine.clock(stores.clock_offsets_s(now), now())),
         ("listener", partial(network.listener, settings)),

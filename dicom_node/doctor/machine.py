@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import json
 import os
@@ -12,12 +11,15 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from dicom_node.bundle import MANIFEST, find_bundle, read_manifest
+from dicom_node.bundle import MANIFEST, read_manifest
+from dicom_node.bundles import find
 from dicom_node.doctor.finding import failure, ok, warning
 from dicom_node.domain import BundleError
+from dicom_node.weights import faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from dicom_node.config import Settings
     from dicom_node.doctor.finding import Finding
@@ -51,31 +53,19 @@ print(json.dumps(told))
 """
 
 
-def bundle(settings: Settings) -> Iterator[Finding]:
-    """Whether the manifest can be read and each file of weights is the one that it names."""
+def bundle(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
+    """Whether the bundle in `folder`, or else that of the settings, is whole."""
     try:
-        folder = find_bundle(settings.bundle)
+        folder = folder or find(settings.bundle, settings)
         manifest = read_manifest(folder)
     except BundleError as error:
         yield failure("bundle", " ".join(str(error).split()), "set `bundle` to an installed one, or install it again")
         return
-    parts = [part for member in manifest.members for part in member.weights]
-    for part in parts:
-        file = folder / part.file
-        try:
-            with file.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-        except OSError as error:
-            yield failure("bundle", f"{file} cannot be read ({error.strerror})", "install the bundle again")
-            return
-        if found != part.sha256:
-            yield failure(
-                "bundle",
-                f"{file} is not the file that {MANIFEST} names: SHA-256 {found[:12]}..., not {part.sha256[:12]}...",
-                "install the bundle again",
-            )
-            return
-    yield ok("bundle", f"{manifest.name} {manifest.release}: {len(parts)} files of weights are what {MANIFEST} names")
+    for fault in faults(folder):
+        yield failure("bundle", fault.what, fault.remedy)
+        return
+    parts = sum(len(member.weights) for member in manifest.members)
+    yield ok("bundle", f"{manifest.name} {manifest.release}: {parts} files of weights are what {MANIFEST} names")
 
 
 def device(settings: Settings) -> Iterator[Finding]:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dicom_node.archive import INCOMING, OWNER, expect_owner, sync_folder
-from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.bundles import difference, find_release
 from dicom_node.database import Database, sqlite_file
 from dicom_node.doctor.finding import failure, failure_of, ok, warning
-from dicom_node.domain import BundleError, NodeError
+from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.releases import Releases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,9 +34,16 @@ _LEFT_BEHIND_S = 3600.0  # what is being received now is younger
 
 
 class Stores:
-    """The checks of one examination, in the order of their names; each uses what those before it found to be well."""
+    """The checks of one examination, in the order of their names; each uses what those before it found to be well.
+
+    Attributes
+    ----------
+    bundle_folder
+        Where the bundle is by which the ledger screens; None before `release` has found it.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self.bundle_folder: Path | None = None
         self._settings = settings
         self._database: Database | None = None
         self._at_head = False
@@ -87,23 +95,21 @@ class Stores:
         yield ok("schema", "the ledger is at this version's schema")
 
     def release(self) -> Iterator[Finding]:
-        """Whether the ledger screens by the bundle of the settings."""
+        """Whether the ledger screens by a bundle that is installed here."""
         if self._database is None or not self._at_head:
             return
-        ledger = Ledger(self._database)
-        active = ledger.active_manifest()
+        active = Releases(self._database).active()
         if active is None:
             remedy = "start `dicom-node up` once" if self._embedded else "run `dicom-node db upgrade`"
             yield failure("release", "the ledger has no active release", remedy)
             return
         try:
-            ledger.expect_release(read_manifest(find_bundle(self._settings.bundle)))
-        except BundleError:
-            yield ok("release", f"the ledger screens by {active.name} {active.release}")  # the bundle has its own line
+            self.bundle_folder = find_release(active, self._settings)
         except NodeError as error:
             yield failure_of("release", error, "install that bundle, or run `dicom-node bundle use`")
-        else:
-            yield ok("release", f"the ledger screens by {active.name} {active.release}, the bundle of the settings")
+            return
+        screens = f"the ledger screens by {active.name} {active.release}"
+        yield ok("release", difference(self._settings, active) or f"{screens}, the bundle of the settings")
 
     def broker(self) -> Iterator[Finding]:
         """Whether the service's broker answers; the embedded node has none."""

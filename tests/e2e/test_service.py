@@ -233,7 +233,7 @@ def test_what_waiting_cannot_cure_is_refused_by_name(service):
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     refused(service, "listen", "9999")
     with service.database.write() as session:
-        session.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0003'"))
 
 
 def test_two_nodes_with_one_ae_title_and_different_databases_are_kept_apart(

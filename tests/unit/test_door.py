@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dicom_node.domain import DeclinedByPixelsError, Prediction
-from tests.bundle_factories import images, write_ensemble
+from tests.ensemble_factories import images, write_ensemble
 from training.models.gate import FRONTAL, FRONTALS, KINDS
 from workers.ensemble import Ensemble
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dicom_node.domain import BundleError, NodeError, Prediction
-from tests.bundle_factories import images, networks, write_ensemble
+from tests.ensemble_factories import images, networks, write_ensemble
 from training.models.fold import fold_batch_norm
 from training.scoring import score_images
 from training.shipped import load_shipped

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -130,6 +131,52 @@ def test_code_of_the_revision_before_works_on_the_newer_tables(empty, older, new
     empty.upgrade(newer)
     with empty.write() as session:
         use(session.connection(), tables, "after")
+
+
+def downgrade(database, revision):
+    """As `alembic downgrade` does it; the node itself never goes back."""
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    config.attributes["on_version_apply"] = lambda **_: None
+    engine = database._engine_of_migrations()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+    engine.dispose()
+
+
+def test_a_filled_ledger_learns_its_decisions_keeps_its_flags_and_finds_the_way_back(empty):
+    empty.upgrade("0002")
+
+    def tables(*names):
+        found = sa.MetaData()
+        found.reflect(empty.engine)
+        return [found.tables[name] for name in names]
+
+    older = tables("instances", "releases", "screenings", "outcomes")
+    with empty.write() as session:
+        use(session.connection(), older, "before")
+        outcomes = older[-1]
+        row = {"screening_id": 1, "position": 2, "operating_point": "balanced", "probability": 0.1, "threshold": 0.5}
+        session.execute(outcomes.insert().values(target="other", flagged=False, **row))
+    empty.upgrade("0003")
+    with empty.write() as session:  # beside it, a worker of the version before
+        session.execute(outcomes.insert().values(target="late", flagged=True, **row))
+    screenings, newer = tables("screenings", "outcomes")
+    with empty.read() as session:
+        found = session.execute(sa.select(newer.c.target, newer.c.flagged, newer.c.decision)).tuples()
+        assert {target: (bool(flag), decision) for target, flag, decision in found} == {
+            "before": (True, "flagged"),
+            "other": (False, "not_flagged"),
+            "late": (True, ""),
+        }
+        assert [list(remarks) for remarks in session.scalars(sa.select(screenings.c.remarks))] == [[]]
+    downgrade(empty, "0002")
+    with empty.read() as session:
+        kept = session.execute(sa.select(outcomes.c.target, outcomes.c.flagged)).tuples()
+        assert {(target, bool(flag)) for target, flag in kept} == {("before", True), ("other", False), ("late", True)}
+    empty.upgrade()
+    assert differences(empty) == []
 
 
 def test_a_process_killed_in_mid_migration_leaves_nothing_half_made(empty):
