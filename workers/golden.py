@@ -6,6 +6,8 @@ import base64
 import binascii
 import json
 import logging
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -16,7 +18,6 @@ from workers.loading import read_verified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -48,6 +49,7 @@ def check_golden(ensemble: Ensemble, folder: Path) -> None:
             f"{folder}: {ensemble.device} does not give the golden scores back: {where} is off by {worst:.2g}, at most "
             f"{golden.tolerance:g} is allowed; use another device"
         )
+    log.info("%s gives the golden scores back: off by %.2g at most (%s)", ensemble.device, worst, where)
     if ensemble.device.type != "cpu":  # CPUs would differ from one another by whether they know bfloat16
         _choose_precision(ensemble, squares, expected, golden.half_tolerance)
 
@@ -104,3 +106,23 @@ def _decoded(text: str) -> NDArray[np.float32]:
     if image is None:
         raise ValueError("no picture")
     return image.astype(np.float32) / np.float32(255)
+
+
+def main() -> None:
+    """Load the bundle in a folder on a device, and say in one line whether it gives its golden scores back."""
+    from workers.ensemble import Ensemble
+
+    folder, device = sys.argv[1:]
+    try:
+        ensemble = Ensemble.load(Path(folder), device)
+    except NodeError as error:
+        sys.stdout.write(f"{error}\n")
+        sys.exit(1)
+    halved = [member.name for group in ensemble.groups for member in group if member.half]
+    precision = f"; in bfloat16: {', '.join(halved)}" if halved else ""
+    manifest = ensemble.manifest
+    sys.stdout.write(f"{device} gives the golden scores of {manifest.name} {manifest.release} back{precision}\n")
+
+
+if __name__ == "__main__":
+    main()

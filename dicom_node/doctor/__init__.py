@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from dicom_node.config import Settings
 
 _LIMIT_S = 10.0
-_LIMITS_S = {"device": machine.DEVICE_ANSWER_S + 5.0}  # torch alone may take most of a minute to load
+_LIMITS_S = {
+    "device": machine.DEVICE_ANSWER_S + 5.0,
+    "networks": machine.NETWORKS_ANSWER_S + 5.0,
+}  # torch alone may take most of a minute to load
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "bold red"}
 _WIDTH = 14
 
@@ -71,6 +74,7 @@ def examine(settings: Settings, config: Path | None = None, now: Callable[[], fl
         ("archive owner", stores.owner),
         ("bundle", lambda: machine.bundle(settings, stores.bundle_folder)),
         ("device", partial(machine.device, settings)),
+        ("networks", lambda: machine.networks(settings, stores.bundle_folder)),
         ("clock", lambda: machine.clock(stores.clock_offsets_s(now), now())),
         ("listener", partial(network.listener, settings)),
         *((f"peer {peer.name}", partial(network.peer, settings, peer)) for peer in settings.peers),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from dicom_node.doctor.finding import Finding
 
 DEVICE_ANSWER_S = 60.0  # a cold torch for CUDA reads gigabytes of libraries before it answers
+NETWORKS_ANSWER_S = 150.0
+_GOLDEN = "workers.golden"  # run, never imported
 _FROM = "(setting `device`)"  # a worker's own --device is not known here
 _MOST_OFFSET_S = 2.0
 _YEARS = range(2025, 2100)
@@ -81,6 +83,37 @@ def device(settings: Settings) -> Iterator[Finding]:
             yield ok("device", f"cpu {_FROM}: {cores} cores, {settings.threads or cores} threads a worker")
         return
     yield _cuda(settings.device)
+
+
+def networks(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
+    """Whether the device gives the scores back that are stored with the bundle; asked in a process of its own."""
+    if importlib.util.find_spec("torch") is None:
+        return
+    try:
+        folder = folder or find(settings.bundle, settings)
+        if read_manifest(folder).golden is None:
+            yield ok("networks", "not tried: the bundle holds no golden images")
+            return
+    except BundleError:  # `bundle` has told of it
+        return
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", _GOLDEN, str(folder), settings.device],
+            capture_output=True,
+            text=True,
+            timeout=NETWORKS_ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield failure(
+            "networks", f"{settings.device} has not scored the golden images in {NETWORKS_ANSWER_S:.0f} s", "try again"
+        )
+        return
+    last = (asked.stdout.strip() or asked.stderr.strip() or "no answer").splitlines()[-1]
+    if asked.returncode:
+        yield failure("networks", last, "use another device, or install the bundle and cxr-dicom-node[worker] again")
+    else:
+        yield ok("networks", last)
 
 
 def _cuda(name: str) -> Finding:

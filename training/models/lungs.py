@@ -77,6 +77,28 @@ def pooled(maps: Sequence[Tensor], lungs: Tensor | None, *, deviation: bool) -> 
     return torch.cat(found, dim=1)
 
 
+def pooled_by_each(maps: Sequence[Tensor], weights: Tensor, *, deviation: bool) -> Tensor:
+    """As `pooled`, by each of several weights in turn, shape (N, P, values): products of matrices, no copies of maps.
+
+    Parameters
+    ----------
+    weights
+        Shape (N, P, h, w): how much each cell counts, P times.
+    """
+    found = []
+    for one in maps:
+        weight = share_of_cells(weights, one).flatten(2)
+        weight = weight / (weight.sum(dim=2, keepdim=True) + _LEAST)
+        cells = one.flatten(2).transpose(1, 2)
+        mean = weight @ cells
+        found.append(mean)
+        if deviation:
+            total = weight.sum(dim=2, keepdim=True)
+            variance = weight @ cells.square() - mean.square() * (2 - total)
+            found.append(variance.clamp_min(0).sqrt())
+    return torch.cat(found, dim=2)
+
+
 def share_of_cells(lungs: Tensor, one: Tensor) -> Tensor:
     """How much of each of a map's cells is lung, shape (N, 1, h, w) with h and w of the map, from finer cells."""
     return functional.adaptive_avg_pool2d(lungs, (one.shape[-2], one.shape[-1]))

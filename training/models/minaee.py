@@ -9,7 +9,7 @@ from torch import nn
 
 from training.models.classifier import Classifier
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, stage_maps
-from training.models.lungs import Lungs, pooled
+from training.models.lungs import Lungs, pooled, pooled_by_each
 from training.models.network import Blocks
 
 if TYPE_CHECKING:
@@ -116,14 +116,11 @@ class Minaee2020(Classifier):
         """
         name = self.classes[-1]
         whole = self.scores(self.judge(intermediates))[f"p_{name}"]
-        if self.lungs is None:
-            drops = [self._drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)]
-        else:
-            drops = [
-                self._drop_of_lungs({key: value[i : i + 1] for key, value in intermediates.items()}, whole[i], name)
-                for i in range(len(whole))
-            ]
-        return {name: torch.stack(drops)}
+        if self.lungs is not None:
+            return {name: self._drop_of_lungs(intermediates, whole, name)}
+        return {
+            name: torch.stack([self._drop(*pair, name) for pair in zip(intermediates["input"], whole, strict=True)])
+        }
 
     def _squares(self, side: int, step: int = 0) -> tuple[int, list[tuple[int, int]]]:
         """The squares' side, and where they begin; the last ones end at the edge. No step: the stride."""
@@ -155,14 +152,24 @@ class Minaee2020(Classifier):
         return whole - torch.cat(found)
 
     def _drop_of_lungs(self, intermediates: Mapping[str, Tensor], whole: Tensor, name: str) -> Tensor:
-        """The same over the cells of the finest map, shape (h, w), each by how much of it is read."""
-        maps, lungs = [intermediates[f"level{level}"] for level in self.levels], intermediates["lungs"]
-        size, places = self._squares(lungs.shape[-1])
-        covered = lungs.repeat(len(places), 1, 1, 1)
-        for one, (top, left) in zip(covered, places, strict=True):
-            one[:, top : top + size, left : left + size] = 0
-        found = self.scores(self.judge({"features": self._pooled(maps, covered)}))[f"p_{name}"]
-        return _mean_fall(whole - found, size, places, lungs.shape[-1]) * lungs[0, 0]
+        """The same over the cells of the finest map, shape (N, h, w), each by how much of it is read."""
+        maps, lungs = [intermediates[f"level{level}"].float() for level in self.levels], intermediates["lungs"].float()
+        count, _, side, _ = lungs.shape
+        size, places = self._squares(side)
+        squares = _drawn_squares(side, size, places).to(lungs.device)
+        features = pooled_by_each(maps, lungs * (1 - squares), deviation=self.deviation)
+        logits = self.judge({"features": features.flatten(0, 1)[:, :, None, None]})
+        fall = whole[:, None] - self.scores(logits)[f"p_{name}"].view(count, len(places))
+        mean = fall.clamp_min(0).float() @ (squares / squares.sum(dim=0)).flatten(1)
+        return mean.view(count, side, side) * lungs[:, 0]
+
+
+def _drawn_squares(side: int, size: int, places: Sequence[tuple[int, int]]) -> Tensor:
+    """Ones where each square lies: shape (places, side, side)."""
+    drawn = torch.zeros(len(places), side, side)
+    for one, (top, left) in zip(drawn, places, strict=True):
+        one[top : top + size, left : left + size] = 1
+    return drawn
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int], size: int) -> bool:
