@@ -12,7 +12,7 @@ from training.evaluation.declined import decline_check
 from training.evaluation.held_back import EXTERNAL, VAL, on_external, on_val
 from training.evaluation.probability import calibration, decisions, indeterminate
 from training.evaluation.subgroups import by_subgroup
-from training.evaluation.tasks import PNEUMONIA
+from training.evaluation.tasks import BY_PNEUMONIA, PNEUMONIA
 from training.evaluation.wording import DISCLAIMER, cell
 from training.evaluation.worth import honest_tasks
 
@@ -98,12 +98,12 @@ def _not_measured(evaluation: Mapping[str, Any]) -> Iterator[str]:
         yield "What each member is worth: the evaluation holds no row of it."
     asked = {task["positive"] for task in tasks.values()}
     for target in evaluation.get("targets") or []:
-        if target["name"] == PNEUMONIA:
+        if target["name"] == PNEUMONIA and not any(name.startswith(BY_PNEUMONIA) for name in tasks):
             yield (
                 f"The answer to `{PNEUMONIA}` (COVID-19 or another) on its own: the figures on pneumonia above are of "
                 "the answer to `abnormal`. Only its operating points were measured, out of fold, in the model card."
             )
-        elif target["name"] not in asked and target["name"] != "abnormal":
+        elif target["name"] not in (*asked, PNEUMONIA, "abnormal"):
             yield f"The question `{target['name']}`."
     if evaluation.get("unreadable"):
         yield f"{evaluation['unreadable']:,} images of `val` and `external` that could not be read."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from training.evaluation.chapter import Chapter, paragraph
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.sections import counted
-from training.evaluation.tasks import COVID19
+from training.evaluation.tasks import BY_PNEUMONIA, COVID19, PNEUMONIA
 from training.evaluation.wording import NOTHING, interval, markdown_table, number, share
 from training.targets import ABNORMAL
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 VAL, EXTERNAL = "val, ", "external"
 _PNEUMONIA = f"{VAL}pneumonia against normal, "
+_BY_PNEUMONIA = f"{VAL}{BY_PNEUMONIA}pneumonia against normal, "
 _TOGETHER = ("adults", "pooled")
 _HOW = (
     "`val` was scored once for this release, by the shipped networks; nothing of it was used in their training, their "
@@ -44,7 +45,10 @@ def on_val(evaluation: Mapping[str, Any]) -> Chapter:
     covid19 = {
         name.removeprefix(VAL): task
         for name, task in tasks.items()
-        if name.startswith(VAL) and not name.startswith(_PNEUMONIA)
+        if name.startswith(VAL) and not name.startswith((_PNEUMONIA, _BY_PNEUMONIA))
+    }
+    own_answer = {
+        name.removeprefix(_BY_PNEUMONIA): task for name, task in tasks.items() if name.startswith(_BY_PNEUMONIA)
     }
     if not within and not covid19:
         return Chapter(title, (paragraph("Not measured: the evaluation has no images of `val`."),))
@@ -56,6 +60,12 @@ def on_val(evaluation: Mapping[str, Any]) -> Chapter:
             *_question("COVID-19 against the rest", "COVID-19", covid19, own.get(COVID19, {})),
             *_question(
                 f"Pneumonia against normal, by the answer to `{ABNORMAL}`", "pneumonia", within, own.get(ABNORMAL, {})
+            ),
+            *_question(
+                f"Pneumonia against normal, by the answer to `{PNEUMONIA}`",
+                "pneumonia",
+                own_answer,
+                own.get(PNEUMONIA, {}),
             ),
         ),
     )

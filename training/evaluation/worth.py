@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]  # of `training.evaluation.parts.what_members_are_worth`
 
-ASKED = {COVID19: "COVID-19 against other pneumonia", ABNORMAL: "Pneumonia against normal"}
+ASKED = {
+    COVID19: "COVID-19 against other pneumonia",
+    ABNORMAL: "Pneumonia against normal, by abnormality",
+    PNEUMONIA: "Pneumonia against normal, by pneumonia",
+}
 _TASK = {COVID19: f"{COVID19} against {PNEUMONIA}", ABNORMAL: f"{PNEUMONIA} against {NORMAL}"}
 _UNSURE = "not told apart"
 _HARDLY = 0.0015  # of an AUC: what comes to 0.001 or less when it is printed
