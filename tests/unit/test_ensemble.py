@@ -258,7 +258,7 @@ def test_weights_of_members_without_a_positive_sum_are_refused(folder, weights):
     manifest["targets"][0]["weights"] = weights
     (folder / "manifest.json").unlink()
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    refused(folder, "targets" if weights.get("zhang") else "positive sum")
+    refused(folder, "only stacking allows" if weights.get("zhang") else "positive sum")
 
 
 def test_a_member_that_cannot_take_its_own_input_is_refused(tmp_path):
@@ -369,7 +369,7 @@ def test_the_card_names_the_figures_of_evaluation_json():
     for task in result["combination"]["tasks"].values():
         if found := task["figures"]["auc"]:
             told += f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in card
-    assert told >= 15
+    assert told >= 12
     for row in result["members"]:
         for found in (row["ensemble"], *row["members"].values()):
             assert f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" in card
