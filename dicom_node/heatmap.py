@@ -183,20 +183,21 @@ def mean_activation(
 
     Where a map does not reach it counts as zero. All zero where no map has any activation.
     """
-    total = np.zeros((height, width), dtype=np.float32)
+    alike: dict[tuple[tuple[int, ...], tuple[float, float, float, float]], NDArray[np.float32]] = {}
     for one, weight in zip(maps, weights or [1.0] * len(maps), strict=True):
-        if not weight:
-            continue
-        box_top, box_left, box_height, box_width = one.box
-        if box_height <= 0 or box_width <= 0:
-            continue
-        down = _interpolation(height, one.pixels.shape[0], box_top, box_height)
-        across = _interpolation(width, one.pixels.shape[1], box_left, box_width)
-        total += weight * np.clip(down @ one.pixels.astype(np.float32) @ across.T, 0, 255)
+        if weight and min(one.box[2:]) > 0:  # maps of one geometry are added first and interpolated once
+            key = (one.pixels.shape, one.box)
+            alike[key] = alike.get(key, np.float32(0)) + np.float32(weight) * one.pixels.astype(np.float32)
+    total = np.zeros((height, width), dtype=np.float32)
+    for ((rows, columns), (box_top, box_left, box_height, box_width)), added in alike.items():
+        down = _interpolation(height, rows, box_top, box_height)
+        across = _interpolation(width, columns, box_left, box_width)
+        total += np.maximum(down @ added @ across.T, 0)
     strongest = float(total.max(initial=0))
     return total / strongest if strongest > 0 else total
 
 
+@lru_cache(maxsize=16)
 def _interpolation(grid: int, samples: int, start: float, extent: float) -> NDArray[np.float32]:
     """The (grid, samples) matrix that interpolates samples lying in [start, start + extent] of [0, 1] onto a grid.
 
@@ -217,6 +218,7 @@ def _interpolation(grid: int, samples: int, start: float, extent: float) -> NDAr
     for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
         nearest = np.clip(first[inside] + offset, 0, samples - 1)
         np.add.at(matrix, (inside, nearest), weight[inside])
+    matrix.setflags(write=False)
     return matrix
 
 

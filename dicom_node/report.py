@@ -97,6 +97,11 @@ def output_code(name: str) -> Code:
     return Code(value, PRIVATE_SCHEME, long_string(f"Output {name}"))
 
 
+# highdicom copies and searches what it is given several times: it is given one group, which refers to both images, and
+# the others are put beside that one.
+_SHOWN = 1
+
+
 def build_report(
     source: Dataset,
     heatmap: Dataset,
@@ -129,7 +134,8 @@ def build_report(
     local = local_time(source, when)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # highdicom on names of one component, pydicom on leap seconds: both legal
-        content = _content(source, heatmap, prediction, manifest, node_ae_title)
+        groups = _groups(source, heatmap, prediction, manifest)
+        first, later = groups[:_SHOWN], groups[_SHOWN:]
         instance_uid = uids.report_uid(
             source.StudyInstanceUID,
             source.SOPInstanceUID,
@@ -144,7 +150,7 @@ def build_report(
         )
         report: Dataset = SOP_CLASSES[sop_class](
             evidence=[source, heatmap],
-            content=content,
+            content=_content(source, first, node_ae_title),
             series_number=SERIES_NUMBER,
             series_description=SERIES_DESCRIPTION,
             is_complete=True,
@@ -158,6 +164,9 @@ def build_report(
             performed_procedure_codes=[_COMPUTER_AIDED_DIAGNOSIS],
             **series_and_maker(instance_uid, local),
         )
+        if later:
+            (measured,) = (item for item in report.ContentSequence if _is_named(item, codes.DCM.ImagingMeasurements))
+            measured.ContentSequence.extend(item for group in later for item in group)
         report.StationName = long_string(node_ae_title)[:16]
         acquisition = [
             item
@@ -169,8 +178,25 @@ def build_report(
     return report
 
 
+def _is_named(item: Dataset, name: Code) -> bool:
+    return bool(item.ConceptNameCodeSequence[0].CodeValue == name.value)
+
+
+def _groups(
+    source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest
+) -> list[sr.MeasurementsAndQualitativeEvaluations]:
+    """One for each question, then one for each member that took part."""
+    groups = [_target_group(result, source, heatmap, prediction, manifest) for result in prediction.targets]
+    groups += [
+        _member_group(member, prediction.members[member.name], source, prediction)
+        for member in manifest.members
+        if member.name in prediction.members
+    ]
+    return groups
+
+
 def _content(
-    source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest, node_ae_title: str
+    source: Dataset, groups: Sequence[sr.MeasurementsAndQualitativeEvaluations], node_ae_title: str
 ) -> sr.MeasurementReport:
     observer = sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -181,12 +207,6 @@ def _content(
             model_name=MODEL_NAME,
         ),
     )
-    groups = [_target_group(result, source, heatmap, prediction, manifest) for result in prediction.targets]
-    groups += [
-        _member_group(member, prediction.members[member.name], source, prediction)
-        for member in manifest.members
-        if member.name in prediction.members
-    ]
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_PLAIN_CHEST_XRAY,

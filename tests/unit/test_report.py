@@ -341,3 +341,31 @@ def test_the_image_library_names_the_modality_of_the_source_and_not_of_its_sop_c
     source = stored(chest_dataset(SOPClassUID=SecondaryCaptureImageStorage))
     (modality,) = [item for item in items(results(source)[1], "CODE") if name_of(item) == ("121139", "DCM")]
     assert modality.ConceptCodeSequence[0].CodeValue == "CR"
+
+
+def test_the_groups_that_are_put_in_later_stand_as_highdicom_would_have_put_them(
+    source: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = manifest(targets=(target(), target("pneumonia", 0.3)))
+    _, ours = results(source, prediction(targets=two_results()), two)
+    monkeypatch.setattr("dicom_node.report._SHOWN", 100)
+    _, whole = results(source, prediction(targets=two_results()), two)
+    assert len(items(ours, "NUM")) > 4
+    assert encode(ours) == encode(whole)
+
+
+def test_log_odds_of_a_probability_that_stands_there_are_not_told_again(source: Dataset) -> None:
+    _, report = results(
+        source, prediction(members={"zhang": {"p_covid19": 0.25, "logit_covid19": -1.1, "logit_x": 2.0}})
+    )
+    told = {name_of(item)[0] for item in items(report, "NUM")}
+    assert "p_covid19" in told
+    assert "logit_x" in told
+    assert "logit_covid19" not in told
+
+
+def test_an_undecided_question_is_answered_undetermined(source: Dataset) -> None:
+    undecided = (TargetResult("covid", 0.55, 0.5, Decision.INDETERMINATE),)
+    _, report = results(source, prediction(targets=undecided))
+    answers = [item.ConceptCodeSequence[0] for item in items(report, "CODE") if name_of(item)[0] == "840539006"]
+    assert [(code.CodeValue, code.CodingSchemeDesignator) for code in answers] == [("373068000", "SCT")]
