@@ -8,6 +8,7 @@ import pytest
 from pydicom import dcmread
 from sqlalchemy import select
 
+from dicom_node.bundle import find_bundle, read_manifest
 from dicom_node.report import output_code
 from dicom_node.tables import InstanceRow, MemberOutputRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
 from tests.e2e.harness import (
@@ -92,6 +93,8 @@ def test_the_validators_find_no_error(validators, orthanc, films, tmp_path):
 
 
 def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_path):
+    members = read_manifest(find_bundle("starter")).members
+    titles = {member.name: f"AI member: {member.title}" for member in members}
     for path, source in films.items():
         line = offline[str(path)]
         report = download(orthanc, of_study(orthanc, source, COMPREHENSIVE_3D_SR), tmp_path / "report.dcm")
@@ -101,23 +104,29 @@ def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_
                 select(ScreeningRow).join(InstanceRow).where(InstanceRow.sop_instance_uid == source.SOPInstanceUID)
             ).one()
             release = session.get_one(ReleaseRow, screening.release_id)
-            outcomes = session.scalars(select(OutcomeRow).filter_by(screening_id=screening.id)).all()
+            outcomes = session.scalars(
+                select(OutcomeRow).filter_by(screening_id=screening.id).order_by(OutcomeRow.position)
+            ).all()
             outputs = session.scalars(select(MemberOutputRow).filter_by(screening_id=screening.id)).all()
             objects = session.scalars(select(ObjectRow).filter_by(screening_id=screening.id)).all()
 
         assert line["admitted"] is True
         assert line["bundle"] == f"{release.bundle} {release.release}"
-        (outcome,) = outcomes
-        answer = line["targets"][outcome.target]
-        assert (outcome.probability, outcome.threshold, outcome.flagged) == (
-            answer["probability"],
-            answer["threshold"],
-            answer["flagged"],
-        )
-        assert (line["probability"], line["threshold"], line["flagged"]) == (
-            answer["probability"],
-            answer["threshold"],
-            answer["flagged"],
+        assert [outcome.target for outcome in outcomes] == list(line["targets"])
+        for outcome in outcomes:
+            answer = line["targets"][outcome.target]
+            assert (outcome.probability, outcome.threshold, outcome.decision, outcome.flagged) == (
+                answer["probability"],
+                answer["threshold"],
+                answer["decision"],
+                answer["flagged"],
+            )
+        outcome = outcomes[0]
+        assert (line["probability"], line["threshold"], line["decision"], line["flagged"]) == (
+            outcome.probability,
+            outcome.threshold,
+            outcome.decision,
+            outcome.flagged,
         )
         ledger_members = {}
         for row in outputs:
@@ -132,11 +141,13 @@ def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_
             next(value for (_, name), value in numbers.items() if name == "Threshold Value"), rel=1e-6
         )
         answers = {value for (_, code), value in told["answers"].items() if code == "840539006"}
-        assert answers == {"Positive" if outcome.flagged else "Negative"}
-        of_targets = {subject for subject, name in numbers if name == "Threshold Value"}
-        told_of_member = {name: value for (subject, name), value in numbers.items() if subject not in of_targets}
-        expected = {output_code(output).meaning: value for output, value in ledger_members["zhang"].items()}
-        assert told_of_member == pytest.approx(expected, rel=1e-6)
+        words = {"flagged": "Positive", "not_flagged": "Negative", "indeterminate": "Undetermined"}
+        assert answers == {words[outcome.decision]}
+        for name, outputs_of in ledger_members.items():
+            told_of_member = {what: value for (subject, what), value in numbers.items() if subject == titles[name]}
+            plain = {output: value for output, value in outputs_of.items() if not output.startswith("logit_")}
+            expected = {output_code(output).meaning: value for output, value in plain.items()}
+            assert told_of_member == pytest.approx(expected, rel=1e-6)
 
         held = {entry.sop_instance_uid for entry in objects if entry.kind != "map"}
         in_pacs = {

@@ -21,11 +21,13 @@ KEYS = {
     "admitted",
     "reason",
     "probability",
+    "decision",
     "flagged",
     "threshold",
     "bundle",
     "targets",
     "members",
+    "remarks",
 }
 
 
@@ -96,7 +98,7 @@ def test_every_input_has_a_line_with_the_documented_keys(answers):
         "nowhere.dcm",
     ]
     for line in lines.values():
-        assert line.keys() - {"error"} == KEYS
+        assert line.keys() - {"error", "detail"} == KEYS
 
 
 def test_unreadable_files_say_why_and_the_exit_status_is_1(answers):
@@ -130,8 +132,16 @@ def test_the_others_are_screened(answers):
             first["threshold"],
             first["flagged"],
         )
-        assert line["flagged"] == (line["probability"] >= line["threshold"])
+        assert list(line["targets"]) == ["covid19", "pneumonia", "abnormal"]
+        for target in line["targets"].values():
+            plain = "flagged" if target["probability"] >= target["threshold"] else "not_flagged"
+            assert target["decision"] in (plain, "indeterminate")
+            assert target["flagged"] == (target["decision"] == "flagged")
+            assert all(0 <= value <= 1 for value in target["members"].values())
+        assert line["decision"] == line["targets"]["covid19"]["decision"]
         assert set(line["members"]["zhang"]) == {"p_cls", "p_ano", "p_avg"}
+        assert {"jahan", "zhong"} < set(line["members"])
+        assert line["remarks"] == []
 
 
 def test_what_is_declined_has_its_reason_and_no_figures(answers):
