@@ -84,7 +84,7 @@ def test_grad_cam_finds_the_place_that_raises_the_output():
     features[0, 2, 1, 4] = 50.0
     heatmap = grad_cam(features, lambda x: x[:, 2].mean(dim=(1, 2)))
     assert divmod(int(heatmap[0].argmax()), 6) == (1, 4)
-    large = to_eight_bits(heatmap[0], 192)
+    (large,) = to_eight_bits(heatmap, 192)
     row, column = divmod(int(large.argmax()), 192)
     assert large.max() == 255
     assert (row // 32, column // 32) == (1, 4)
@@ -92,7 +92,18 @@ def test_grad_cam_finds_the_place_that_raises_the_output():
 
 def test_grad_cam_is_black_where_nothing_speaks_for_the_output():
     heatmap = grad_cam(torch.ones(1, 4, 6, 6), lambda x: -x.mean(dim=(1, 2, 3)))
-    assert not to_eight_bits(heatmap[0], 12).any()
+    assert not to_eight_bits(heatmap, 12).any()
+
+
+def test_each_of_several_heatmaps_is_scaled_to_its_own_strongest_place():
+    heatmaps = torch.zeros(3, 2, 2)
+    heatmaps[0, 0, 0], heatmaps[1, 1, 1] = 1e-3, 5.0
+    drawn = to_eight_bits(heatmaps, 8)
+    assert drawn.shape == (3, 8, 8)
+    assert drawn.dtype == torch.uint8
+    assert drawn.amax(dim=(1, 2)).tolist() == [255, 255, 0]
+    assert torch.equal(drawn[0], drawn[1].flip(0, 1))
+    assert torch.equal(drawn[:1], to_eight_bits(heatmaps[:1], 8))
 
 
 def test_grad_cam_needs_no_gradients_of_the_trunk(network):
