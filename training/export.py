@@ -317,6 +317,7 @@ def _figures(
     scores, told = out_of_fold(members, asked), readings(members)
     runs = np.array([members[0].fold_of[picture.image_id] for picture in asked], dtype=np.str_)
     honest = nested(told, asked, scores, runs)
+    train = [i for i, picture in enumerate(asked) if picture.split == "train"]
     shown, found = held_back
     final = fitted.answers(found)
     runs_of_final = np.array([FINAL] * len(shown), dtype=np.str_)
@@ -325,12 +326,15 @@ def _figures(
         scored(shown, final, TARGET, runs_of_final) if shown else None,
         forests,
         resamples,
+        chosen_on=scored([asked[i] for i in train], fitted.answers([scores[i] for i in train]), TARGET, runs[train]),
     )
-    if ABNORMAL in honest[0]:
+    if all(ABNORMAL in answer for answer in honest):
         tasks |= pneumonia_tasks(scored(asked, honest, ABNORMAL, runs), forests, resamples)
         val = [i for i, picture in enumerate(shown) if picture.split == VAL]
         on_val = scored([shown[i] for i in val], [final[i] for i in val], ABNORMAL, runs_of_final[val])
-        tasks |= {f"val, {name}": task for name, task in pneumonia_tasks(on_val, None, resamples).items()}
+        for name, task in pneumonia_tasks(on_val, None, resamples).items():
+            title = task["title"].replace("out of fold", f"split {VAL}, network of split train")
+            tasks[name.replace(", ", f" on {VAL}, ", 1)] = {**task, "title": title}
     return tasks, what_members_are_worth(told, asked, scores, runs, resamples)
 
 

@@ -181,6 +181,7 @@ def covid19_tasks(
     forests: Forests | None = None,
     resamples: int = RESAMPLES,
     given: Scored | None = None,
+    chosen_on: Scored | None = None,
 ) -> dict[str, Task]:
     """COVID-19 against other pneumonia within a source, against the rest by source and pooled, and on `external`.
 
@@ -192,10 +193,12 @@ def covid19_tasks(
         The images of `val` and `external`, scored by the network trained on `train`.
     given
         The images of `out_of_fold` with the score that tells COVID-19 from other pneumonia, where that is another.
+    chosen_on
+        Images of split `train` as what gave `final` answers them, where that was fitted on them and not on folds: the
+        thresholds that `final` is held against are chosen on these. Else on those of `out_of_fold`.
     """
     found = dict(within_sources(given or out_of_fold, COVID19, PNEUMONIA, forests, resamples))
-    adults = out_of_fold.those(lambda picture: picture.source not in CHILDREN)
-    adults = adults if len(adults) else out_of_fold
+    adults = _adults(out_of_fold)
     for where, asked in _by_source(out_of_fold):
         applied = learnt(asked, adults, COVID19, "on the other folds' images of adults")
         found[f"covid19 against the rest, {where}"] = _task(
@@ -203,7 +206,7 @@ def covid19_tasks(
         )
     if final is None:
         return found
-    fit = adults.those(lambda picture: picture.split == "train")
+    fit = (adults if chosen_on is None else _adults(chosen_on)).those(lambda picture: picture.split == "train")
     on = "on the out-of-fold scores of the adults of split train"
     for where, asked in _by_source(final.those(lambda picture: picture.split == "val")):
         applied = learnt(asked, fit, COVID19, on)
@@ -265,6 +268,12 @@ def within_sources(
             title = title[0].upper() + title[1:]
             task = _task(title, asked, positive, negative, applied, forests, resamples)
             yield f"{positive} against {negative}, {where}", task
+
+
+def _adults(images: Scored) -> Scored:
+    """The images of adults; all, where they are of children only."""
+    found = images.those(lambda picture: picture.source not in CHILDREN)
+    return found if len(found) else images
 
 
 def _by_source(images: Scored) -> Iterator[tuple[str, Scored]]:
