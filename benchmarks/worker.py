@@ -214,13 +214,19 @@ def _maps(asked: argparse.Namespace) -> dict[str, float]:
         inputs = member.transform(image)[None].to(ensemble.device)
         inputs = inputs.expand(ensemble.batch_size, -1, -1, -1).contiguous(memory_format=torch.channels_last)
 
-        def timed(*, maps: bool, network: Any = member.network, inputs: torch.Tensor = inputs) -> float:
+        def timed(
+            *,
+            maps: bool,
+            network: Any = member.network,
+            inputs: torch.Tensor = inputs,
+            wanted: Any = member.described.maps,
+        ) -> float:
             start = time.perf_counter()
             with torch.no_grad():
                 intermediates = network.embed(inputs)
                 network.judge(intermediates)
                 if maps:
-                    network.heatmaps(intermediates)
+                    network.heatmaps(intermediates, wanted)
             synchronise()
             return time.perf_counter() - start
 
@@ -242,7 +248,7 @@ def _received(number: int, file: Any) -> Received:
         series_instance_uid=f"1.2.826.0.1.3680043.10.543.7.{number + 1}",
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         sha256=file.sha256,
-        size_bytes=file.size,
+        size_bytes=file.size_bytes,
         file=file,
         calling_ae_title="BENCH",
         modality="CR",

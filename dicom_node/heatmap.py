@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -152,7 +153,7 @@ def draw_heatmap(
     grey = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     xray = np.repeat((np.clip(np.nan_to_num(grey), 0, 1) * 255)[..., None], 3, axis=2).astype(np.float32)
     if prediction.maps:
-        heat = mean_activation(prediction.maps, height, width)
+        heat = mean_activation(prediction.maps, height, width, shares(prediction.maps, manifest))
         xray = _overlay(xray, heat)
         _outline(xray, heat, max(1, round(size / 512)))
     canvas[top : top + height, left : left + width] = np.rint(xray)
@@ -163,19 +164,34 @@ def draw_heatmap(
     return np.asarray(picture)
 
 
-def mean_activation(maps: Sequence[MemberMap], height: int, width: int) -> NDArray[np.float32]:
-    """Mean of the maps on a grid over the whole source, each on the part that it covers; the strongest point is 1.
+def shares(maps: Sequence[MemberMap], manifest: Manifest) -> list[float]:
+    """How much each map counts: as its member weighs in the first question, shared among the member's maps.
+
+    Maps of members that have no say in it do not count, unless no map's member has.
+    """
+    weights = {name: abs(weight) for name, weight in manifest.targets[0].weights.items()}
+    count = Counter(one.member for one in maps)
+    found = [weights.get(one.member, 0.0) / count[one.member] for one in maps]
+    return found if sum(found) > 0 else [1.0] * len(maps)
+
+
+def mean_activation(
+    maps: Sequence[MemberMap], height: int, width: int, weights: Sequence[float] | None = None
+) -> NDArray[np.float32]:
+    """Weighted mean of the maps on a grid over the whole source, each on its own part; the strongest point is 1.
 
     Where a map does not reach it counts as zero. All zero where no map has any activation.
     """
     total = np.zeros((height, width), dtype=np.float32)
-    for one in maps:
+    for one, weight in zip(maps, weights or [1.0] * len(maps), strict=True):
+        if not weight:
+            continue
         box_top, box_left, box_height, box_width = one.box
         if box_height <= 0 or box_width <= 0:
             continue
         down = _interpolation(height, one.pixels.shape[0], box_top, box_height)
         across = _interpolation(width, one.pixels.shape[1], box_left, box_width)
-        total += np.clip(down @ one.pixels.astype(np.float32) @ across.T, 0, 255)
+        total += weight * np.clip(down @ one.pixels.astype(np.float32) @ across.T, 0, 255)
     strongest = float(total.max(initial=0))
     return total / strongest if strongest > 0 else total
 

@@ -252,9 +252,10 @@ def _target_group(
 def _member_group(
     member: Member, outputs: Mapping[str, float], source: Dataset, prediction: Prediction
 ) -> sr.MeasurementsAndQualitativeEvaluations:
-    """What one member put out, before calibration (TID 1501)."""
-    known = [name for name in OUTPUT_CODES if name in outputs]
-    names = known + sorted(set(outputs) - set(known))
+    """What one member put out, before calibration (TID 1501), but for log-odds of a probability that stands there."""
+    told = [name for name in outputs if not name.startswith("logit_") or name.replace("logit", "p", 1) not in outputs]
+    known = [name for name in OUTPUT_CODES if name in told]
+    names = known + sorted(set(told) - set(known))
     named = [f"output {name}={output_code(name).meaning}" for name in names]
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(

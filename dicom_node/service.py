@@ -21,7 +21,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.node import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dicom_node.config import Settings
@@ -35,10 +35,17 @@ _ARCHIVE_PAUSE_S = 1.0
 
 
 @contextmanager
-def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = False) -> Iterator[Database | None]:
+def joined(
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    needs_broker: bool = False,
+    prepare: Callable[[Database], None] = lambda _: None,
+) -> Iterator[Database | None]:
     """The process belongs to the node while the block runs; None where `stop` was set while it waited.
 
     A process that does not need the broker starts without it; one that is another node's is refused all the same.
+    `prepare` is called once the ledger answers and has a release, and again where the database is then lost.
 
     Raises
     ------
@@ -49,7 +56,7 @@ def joined(settings: Settings, stop: threading.Event, *, needs_broker: bool = Fa
     """
     _expect_broker(settings)
     with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
-        belongs = _belongs(settings, database, stop, needs_broker=needs_broker)
+        belongs = _belongs(settings, database, stop, needs_broker=needs_broker, prepare=prepare)
         yield database if belongs else None
 
 
@@ -60,14 +67,16 @@ def _belongs(
     *,
     takes_archive: bool = False,
     needs_broker: bool = False,
+    prepare: Callable[[Database], None] = lambda _: None,
 ) -> bool:
     """Whether the process belongs to the node; False where `stop` was set first."""
     while database.await_ready(stop):
         try:
-            return (
-                _has_release(Ledger(database), stop)
-                and _has_broker(settings, database.ledger_id(), stop, needs_it=needs_broker)
-                and _has_archive(settings, database, stop, takes_it=takes_archive)
+            if not _has_release(Ledger(database), stop):
+                return False
+            prepare(database)
+            return _has_broker(settings, database.ledger_id(), stop, needs_it=needs_broker) and _has_archive(
+                settings, database, stop, takes_it=takes_archive
             )
         except SQLAlchemyError as error:
             if (told := database.explain(error)).permanent:

@@ -240,3 +240,86 @@ def evaluation(*experiments: dict[str, Any], combination: dict[str, Any] | None 
         "method": {"auc": "95 % percentile interval, 2000 bootstrap draws of patients"},
         "manifest": {"sha256": "ab" * 32, "images": 6676, "patients": 4000},
     }
+
+
+def members(question: str, where: str, more: float, names: tuple[str, ...] = ("zhang", "basu")) -> dict[str, Any]:
+    """What each member is worth; the last is the best, and the ensemble `more` than it."""
+    alone = {name: figure(0.70 + 0.02 * i) for i, name in enumerate(names)}
+    ensemble = alone[names[-1]]["value"] + more
+    without = {name: {"auc": figure(ensemble - 0.01), "loss": figure(0.01, 0.03)} for name in (*names, "jahan")}
+    return {
+        "question": question,
+        "where": where,
+        "images": 240,
+        "positives": 100,
+        "ensemble": figure(ensemble),
+        "unconditional": figure(ensemble + 0.013),
+        "members": alone,
+        "best": names[-1],
+        "more_than_best": figure(more, 0.02),
+        "without": without if len(names) > 1 else {},
+    }
+
+
+def gate() -> dict[str, Any]:
+    return {
+        "kinds": ["frontal", "frontal turned 90", "lateral", "other"],
+        "threshold": 0.73,
+        "distance": 16.6,
+        "measured": {
+            "frontal, cohen, out of fold": [322, 3],
+            "frontal, nih, val": [152, 9],
+            "lateral, as it is": [36, 36],
+            "lateral, turned, mirrored, inverted": [540, 538],
+            "body part (drawn)": [900, 813],
+            "other: clouds": [80, 79],
+        },
+        "told": {"frontal": proportion(1029, 1029), "frontal turned 90": proportion(1020, 1029)},
+    }
+
+
+def target(name: str, condition: dict[str, Any] | None = None) -> dict[str, Any]:
+    points = {"balanced": {"threshold": 0.32}, "high-sensitivity": {"threshold": 0.12}}
+    return {
+        "name": name,
+        "operating_points": points,
+        "disagreement": {"bound": 4.66, "share": 0.05, "error": 0.1, "error_beyond": 0.26},
+        "reference": {"positive": {"images": 400}, "negative": {"images": 600}},
+        **({"condition": condition} if condition else {}),
+    }
+
+
+def bundle() -> dict[str, Any]:
+    """The evaluation of an exported bundle: `training.export`."""
+    on_val = {
+        "val, cohen": task("COVID-19 against the rest, cohen, split val, network of split train", 0.81),
+        "val, nih": task("COVID-19 against the rest, nih, split val, network of split train", None),
+        "val, adults": task("COVID-19 against the rest, adults, split val, network of split train", 0.93),
+        "val, pneumonia against normal, nih": task("Pneumonia against normal within nih, out of fold", 0.84),
+    }
+    for each in on_val.values():
+        each["baselines"] = {}
+        if each["calibration"]:
+            each["calibration"]["decision_all"] = line(0.41, -30.0)
+        for point in each["figures"]["at"].values():
+            point["thresholds"] = [0.31]
+    return {
+        "bundle": "starter",
+        "release": "9.8.7",
+        "experiments": {},
+        "unreadable": 0,
+        "combination": {"members": ["zhang", "basu"], "images": 6000, "tasks": tasks() | on_val},
+        "members": [
+            members("covid19", "cohen", -0.004),
+            members("covid19", "cohen, PA", 0.006),
+            members("abnormal", "nih", 0.04),
+        ],
+        "gate": gate(),
+        "targets": [
+            target("covid19", {"target": "abnormal", "threshold": 0.05}),
+            target("pneumonia"),
+            target("abnormal"),
+        ],
+        "method": {"AUC": "95 % percentile interval over 2000 bootstrap draws of patients"},
+        "manifest": {"sha256": "ab" * 32, "images": 6676, "patients": 4000},
+    }

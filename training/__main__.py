@@ -153,6 +153,20 @@ def reproduction(
 
 
 @app.command()
+def accuracy(
+    bundle: Annotated[
+        Path, typer.Argument(help="Folder of a bundle that `export` wrote.", exists=True, file_okay=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The Markdown file that is written; its plots go into a folder beside it.")],
+) -> None:
+    """Write how accurate a bundle is, and where it is not, from its evaluation.json."""
+    from training.evaluation.accuracy import write_accuracy
+
+    write_accuracy(bundle, out)
+    typer.echo(out)
+
+
+@app.command()
 def probe(
     data: Data,
     workdir: Workdir,

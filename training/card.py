@@ -45,7 +45,7 @@ def model_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], train
     children = _and(fitted["left_out"])
     return _wrapped(f"""# Model card: {manifest["name"]} {manifest["release"]}
 
-{_verdict(tasks)}
+{judged_by(tasks)}
 
 Written by `python -m training export`. Figures are of the shipped, rounded weights, and those out of fold of the
 networks that the calibration was fitted on; all stand in `evaluation.json` and, drawn, in `evaluation.html`. The
@@ -154,7 +154,7 @@ uses the bundle on patients' images needs the consent and the approval that thei
 """)
 
 
-def _verdict(tasks: Mapping[str, Task]) -> str:
+def judged_by(tasks: Mapping[str, Task]) -> str:
     """The honest figure, before all others."""
     asked = [task for name, task in tasks.items() if name.startswith(_SAME_SOURCE) and task["figures"]["auc"]]
     if not asked:
@@ -297,11 +297,12 @@ def _table(tasks: Mapping[str, Task], prefix: str) -> str:
     """One row for each question of that kind and each threshold."""
     rows = []
     for name, task in tasks.items():
-        if name != prefix and not name.startswith(f"{prefix}, "):
-            continue
+        where = name.removeprefix(f"{prefix}, ")
+        if (where == name and name != prefix) or " against " in where.removeprefix(prefix):
+            continue  # another question; what stands behind "val, " may be one
         figures, baseline = task["figures"], best_baseline(task["baselines"])
         asked = (
-            name.removeprefix(f"{prefix}, ") if name != prefix else ", ".join(task["sources"]),
+            where if name != prefix else ", ".join(task["sources"]),
             f"{figures['images']:,} ({figures['positives']:,})",
             f"{figures['patients']:,}",
             interval(figures["auc"]),

@@ -18,10 +18,11 @@ from training.card import model_card
 from training.data.manifest import manifest_sha256, read_manifest
 from training.evaluation.baselines import NoLungForests
 from training.evaluation.bootstrap import RESAMPLES
+from training.evaluation.groups import THRESHOLDS
 from training.evaluation.page import write_page
 from training.evaluation.parts import nested, scored, what_members_are_worth
 from training.evaluation.statistics import finite
-from training.evaluation.tasks import CHILDREN, COVID19, PNEUMONIA, covid19_tasks, pneumonia_tasks
+from training.evaluation.tasks import BY_PNEUMONIA, CHILDREN, COVID19, PNEUMONIA, covid19_tasks, pneumonia_tasks
 from training.experiment import FINAL, FOLDS
 from training.gate import DESCRIPTION
 from training.golden import write_golden
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 TARGET = COVID19
 VAL, EXTERNAL = "val", "external"
 MANIFEST = "manifest.json"
-_MAPS = (COVID19, PNEUMONIA)  # of a network that tells classes: heatmaps of what the bundle is asked for
+_MAPS = (COVID19,)  # of a network that tells classes: the heatmap of what the bundle is asked for first
 _METHOD = {
     "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients (near duplicates together)",
     "sensitivity, specificity": "95 % Clopper-Pearson interval over images",
@@ -331,7 +332,6 @@ def _figures(
     scores, told = out_of_fold(members, asked), readings(members)
     runs = np.array([members[0].fold_of[picture.image_id] for picture in asked], dtype=np.str_)
     honest = nested(told, asked, scores, runs)
-    train = [i for i, picture in enumerate(asked) if picture.split == "train"]
     shown, found = held_back
     final = fitted.answers(found)
     runs_of_final = np.array([FINAL] * len(shown), dtype=np.str_)
@@ -340,16 +340,23 @@ def _figures(
         scored(shown, final, TARGET, runs_of_final) if shown else None,
         forests,
         resamples,
-        chosen_on=scored([asked[i] for i in train], fitted.answers([scores[i] for i in train]), TARGET, runs[train]),
+        shipped=_thresholds(fitted, TARGET),
     )
-    if all(ABNORMAL in answer for answer in honest):
-        tasks |= pneumonia_tasks(scored(asked, honest, ABNORMAL, runs), forests, resamples)
-        val = [i for i, picture in enumerate(shown) if picture.split == VAL]
-        on_val = scored([shown[i] for i in val], [final[i] for i in val], ABNORMAL, runs_of_final[val])
-        for name, task in pneumonia_tasks(on_val, None, resamples).items():
-            title = task["title"].replace("out of fold", f"split {VAL}, network of split train")
-            tasks[name.replace(", ", f" on {VAL}, ", 1)] = {**task, "title": title}
+    val = [i for i, picture in enumerate(shown) if picture.split == VAL]
+    for question, prefix in ((ABNORMAL, ""), (PNEUMONIA, BY_PNEUMONIA)):
+        if all(question in answer for answer in honest):
+            out = pneumonia_tasks(scored(asked, honest, question, runs), forests, resamples)
+            on_val = scored([shown[i] for i in val], [final[i] for i in val], question, runs_of_final[val])
+            held = pneumonia_tasks(on_val, None, resamples, _thresholds(fitted, question)) if val else {}
+            tasks |= {f"{prefix}{name}": task for name, task in out.items()}
+            tasks |= {f"val, {prefix}{name}": task for name, task in held.items()}
     return tasks, what_members_are_worth(told, asked, scores, runs, resamples)
+
+
+def _thresholds(fitted: Fitted, question: str) -> dict[str, float]:
+    """The shipped thresholds of a question, by the names of the evaluation."""
+    (target,) = (target for target in fitted.targets if target.name == question)
+    return {name: target.operating_points[point].threshold for name, (point, _) in THRESHOLDS.items()}
 
 
 def _write_scores(file: Path, fitted: Fitted, pictures: Sequence[Picture], scores: Sequence[Scores]) -> None:

@@ -30,11 +30,9 @@ def member_maps(
         By how many quarter turns anticlockwise each image was turned before the network saw it: its maps are turned
         back, to lie on the instance's own pixels.
     """
-    transform, wanted = member.transform, member.described.maps
+    transform = member.transform
     found: list[list[MemberMap]] = [[] for _ in turns]
-    for name, heatmaps in member.network.heatmaps(intermediates).items():
-        if wanted is not None and name not in wanted:
-            continue
+    for name, heatmaps in member.network.heatmaps(intermediates, member.described.maps).items():
         drawn = to_eight_bits(heatmaps, transform.crop).cpu().numpy()
         for at, (pixels, turned) in enumerate(zip(drawn, turns, strict=True)):
             upright = np.ascontiguousarray(np.rot90(pixels, -turned))

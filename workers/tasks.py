@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from dicom_node.config import Settings
+    from dicom_node.database import Database
+    from workers.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,16 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
     SystemExit
         Where the process cannot go on; a new one can.
     """
-    with joined(settings, stop, needs_broker=True) as database:
+    loaded: list[Ensemble] = []
+
+    def load(database: Database) -> None:
+        loaded[:] = [load_active(settings, database)]
+        tell_difference(settings, loaded[0].manifest)
+
+    with joined(settings, stop, needs_broker=True, prepare=load) as database:
         if database is None:
             return
-        ensemble = load_active(settings, database)
-        tell_difference(settings, ensemble.manifest)
+        (ensemble,) = loaded
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
         children = decoders(settings)
         screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, children, settings, watch.step)

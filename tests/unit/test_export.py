@@ -228,9 +228,9 @@ def test_every_member_draws_its_maps(predictions):
         assert found.pixels.dtype == np.uint8
     assert drawn == {
         "zhang": ["classification", "anomaly"],
-        "basu": ["pneumonia", "covid19"],
+        "basu": ["covid19"],
         "jahan": ["reconstruction"],
-        "zhong": ["covid19", "pneumonia"],
+        "zhong": ["covid19"],
         "minaee": ["covid19"],
     }
 
@@ -312,20 +312,30 @@ def test_figures_out_of_fold_are_of_what_the_other_folds_fitted(bundle, experime
         assert tasks[name]["calibration"]["images"] == len(here), "other folds fitted it, so that it is worth a look"
     thresholds = tasks["covid19 against pneumonia, cohen"]["figures"]["at"]["youden"]["thresholds"]
     assert 1 < len(thresholds) <= 5
-    assert {row["question"] for row in evaluation["members"]} == {"covid19", "abnormal"}
+    assert {row["question"] for row in evaluation["members"]} == {"covid19", "abnormal", "pneumonia"}
 
 
-def test_what_is_shipped_is_asked_for_pneumonia_on_val_under_a_name_of_its_own(bundle, data):
+@pytest.mark.parametrize(("question", "prefix"), [("abnormal", ""), ("pneumonia", "by the answer to pneumonia: ")])
+def test_what_is_shipped_is_asked_for_pneumonia_on_val_too(bundle, question, prefix):
     tasks = json.loads((bundle / "evaluation.json").read_text())["combination"]["tasks"]
-    task = tasks["pneumonia against normal on val, nih"]
+    task = tasks[f"val, {prefix}pneumonia against normal, nih"]
     assert task["title"] == "Pneumonia against normal within nih, split val, network of split train"
     with (bundle / "scores.csv").open(newline="") as text:
         rows = [row for row in csv.DictReader(text) if (row["split"], row["source"]) == ("val", "nih")]
-    area = roc_auc_score([row["finding"] == "pneumonia" for row in rows], [float(row["abnormal"]) for row in rows])
+    area = roc_auc_score([row["finding"] == "pneumonia" for row in rows], [float(row[question]) for row in rows])
     assert task["figures"]["auc"]["value"] == pytest.approx(area)
-    of_val = (bundle / "MODEL_CARD.md").read_text().partition("the rest, `val`\n")[2].partition("\n###")[0]
-    assert "| nih |" in of_val
-    assert "pneumonia" not in of_val
+    points = next(target for target in read_manifest(bundle).targets if target.name == question).operating_points
+    assert [at["thresholds"] for at in task["figures"]["at"].values()] == [
+        [pytest.approx(points["balanced"].threshold)],
+        [pytest.approx(points["high-sensitivity"].threshold)],
+    ]
+
+
+def test_the_cards_table_of_covid19_on_val_holds_no_other_question(bundle):
+    card = (bundle / "MODEL_CARD.md").read_text()
+    table = card.partition("### COVID-19 against the rest, `val`\n")[2].partition("\n###")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
+    assert [row for row in rows if row] == ["cohen", "nih", "adults", "pooled"]
 
 
 def test_val_is_held_against_the_manifests_thresholds(bundle):

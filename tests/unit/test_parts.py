@@ -121,6 +121,7 @@ def test_a_row_for_each_question_within_a_collection_that_holds_both_answers(row
         ("covid19", "cohen", 128, 68),
         ("covid19", "cohen, PA", 64, 34),
         ("abnormal", "nih", 98, 45),
+        ("pneumonia", "nih", 98, 45),
     ]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Answers = Sequence[Mapping[str, Answer]]  # by question, image by image
 
-QUESTIONS = ((COVID19, COVID19, PNEUMONIA), (ABNORMAL, PNEUMONIA, NORMAL))
+QUESTIONS = ((COVID19, COVID19, PNEUMONIA), (ABNORMAL, PNEUMONIA, NORMAL), (PNEUMONIA, PNEUMONIA, NORMAL))
 
 
 def nested(

@@ -164,6 +164,32 @@ def reliability(curve: Curve, alt: str) -> Markup:
     return _drawn(draw, alt)
 
 
+def counted_reliability(curve: Curve, found: Histogram, alt: str) -> Markup:
+    """`reliability`, and below it how many images of either answer have such a probability."""
+
+    def draw(axes: Axes) -> None:
+        figure = axes.get_figure()
+        axes.remove()
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))  # type: ignore[union-attr]
+        above.plot([0, 1], [0, 1], color=_INK, linewidth=0.7, alpha=0.5)
+        above.plot(curve["x"], curve["y"], color=COLOURS["blue"], marker="o", markersize=4, clip_on=False)
+        _unit_square(above, "", "Share of positives")
+        used: list[str] = []
+        for (label, counts), style in zip(found["counts"].items(), ("-", *_DASHES), strict=False):
+            used.append(_colour_of(label, used))
+            below.stairs(
+                counts, found["edges"], color=used[-1], linestyle=style, label=_label(f"{label} ({sum(counts):,})")
+            )
+        below.set_yscale("symlog", linthresh=1)  # a few images in a bin are to be seen beside hundreds
+        tens = [10**power for power in range(5) if 10**power <= max(1, *map(max, found["counts"].values()))]
+        below.set_yticks([0, *tens], ["0", *map(str, tens)], minor=False)
+        below.minorticks_off()
+        below.set(xlabel="Calibrated probability", ylabel="Images", ylim=(0, None))
+        below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+    return _drawn(draw, alt, height=4.4)
+
+
 def decision(model: Curve, everything: Curve, alt: str) -> Markup:
     """Net benefit of the model, of calling everybody positive, and of calling nobody so (Vickers and Elkin 2006)."""
 
@@ -209,6 +235,20 @@ def forest(marks: Sequence[Mark], name: str, alt: str, *, level: float | None = 
         axes.spines["left"].set_visible(False)
 
     return _drawn(draw, alt, height=0.75 + 0.4 * len(marks))
+
+
+def as_file(drawing: Markup) -> str:
+    """A drawing as a file of its own: dark on white, as no page gives it colours, in its own size."""
+    svg = str(drawing).replace("currentColor", _INK)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}pt" '
+        f'height="{height}pt" font-family="DejaVu Sans, Verdana, sans-serif"'
+    )
+    svg = re.sub(r"[ \t]*\n\s*", "\n", svg.replace("<svg", head, 1))
+    return svg.replace(">", '>\n<rect width="100%" height="100%" fill="#fff"/>', 1) + "\n"
 
 
 def _unit_square(axes: Axes, x: str, y: str) -> None:

@@ -268,8 +268,8 @@ class Evaluation(TypedDict):
     - "val, SOURCE", "val, adults", "val, pooled": run `final` on split val, thresholds frozen
     - "external": run `final`, sensitivity at the frozen thresholds (COVID-19 images only)
     - "covid19 against the rest, own test": of protocol `paper` this alone: its own test images
-    - "pneumonia against normal, SOURCE": nih, kermany, and any other source that holds enough of both; of a bundle also
-      "pneumonia against normal on val, SOURCE": what is shipped, on split val
+    - "pneumonia against normal, SOURCE": nih, kermany, and any other source that holds enough of both
+    - of a bundle: the same after "by the answer to pneumonia: "; either after "val, ": what is shipped, on split val
     """
 
     experiments: dict[str, Experiment]

@@ -42,6 +42,7 @@ LEAST_IMAGES = 20
 # Collections of children only: told from adults without a look at the lungs, they would move every threshold.
 CHILDREN = ("kermany",)
 NOT_STATED = "not stated"
+BY_PNEUMONIA = "by the answer to pneumonia: "  # how the names of tasks begin that are else asked of abnormality's
 _SEED = 20
 _EPSILON = 1e-12
 _PNEUMONIA_OR_NORMAL = "p_pneumonia / (p_pneumonia + p_normal)"
@@ -181,7 +182,7 @@ def covid19_tasks(
     forests: Forests | None = None,
     resamples: int = RESAMPLES,
     given: Scored | None = None,
-    chosen_on: Scored | None = None,
+    shipped: Mapping[str, float] | None = None,
 ) -> dict[str, Task]:
     """COVID-19 against other pneumonia within a source, against the rest by source and pooled, and on `external`.
 
@@ -193,12 +194,13 @@ def covid19_tasks(
         The images of `val` and `external`, scored by the network trained on `train`.
     given
         The images of `out_of_fold` with the score that tells COVID-19 from other pneumonia, where that is another.
-    chosen_on
-        Images of split `train` as what gave `final` answers them, where that was fitted on them and not on folds: the
-        thresholds that `final` is held against are chosen on these. Else on those of `out_of_fold`.
+    shipped
+        The thresholds that `final` is held against, by the names of `THRESHOLDS`; without them, those that the
+        out-of-fold scores of split `train`'s adults give.
     """
     found = dict(within_sources(given or out_of_fold, COVID19, PNEUMONIA, forests, resamples))
-    adults = _adults(out_of_fold)
+    adults = out_of_fold.those(lambda picture: picture.source not in CHILDREN)
+    adults = adults if len(adults) else out_of_fold
     for where, asked in _by_source(out_of_fold):
         applied = learnt(asked, adults, COVID19, "on the other folds' images of adults")
         found[f"covid19 against the rest, {where}"] = _task(
@@ -206,10 +208,10 @@ def covid19_tasks(
         )
     if final is None:
         return found
-    fit = (adults if chosen_on is None else _adults(chosen_on)).those(lambda picture: picture.split == "train")
+    fit = adults.those(lambda picture: picture.split == "train")
     on = "on the out-of-fold scores of the adults of split train"
     for where, asked in _by_source(final.those(lambda picture: picture.split == "val")):
-        applied = learnt(asked, fit, COVID19, on)
+        applied = _shipped(asked, shipped, on) if shipped else learnt(asked, fit, COVID19, on)
         title = f"COVID-19 against the rest, {where}, split val, network of split train"
         found[f"val, {where}"] = _task(title, asked, COVID19, REST, applied, None, resamples)
     # Hardly any other image: sensitivity only. A group that was moved here whole brings twins from sources trained on.
@@ -217,13 +219,18 @@ def covid19_tasks(
     asked = final.those(lambda picture: picture.source not in known and picture.finding == COVID19)
     if len(asked):
         title = "Sensitivity to COVID-19 on a source never trained on, network of split train"
-        applied = learnt(asked, fit, COVID19, on)
+        applied = _shipped(asked, shipped, on) if shipped else learnt(asked, fit, COVID19, on)
         found["external"] = _task(title, asked, COVID19, REST, applied, None, resamples)
         for point in found["external"]["figures"]["at"].values():
             (frozen,) = point["thresholds"]
             when_chosen = statistics.at_thresholds(fit.scores, fit.finding(COVID19), frozen, on)
             point["specificity_when_chosen"] = when_chosen["specificity"]
     return found
+
+
+def _shipped(asked: Scored, thresholds: Mapping[str, float], learnt_on: str) -> Applied:
+    """What a bundle ships, applied to scores that it has calibrated."""
+    return Applied({name: np.full(len(asked), value) for name, value in thresholds.items()}, asked.outputs, learnt_on)
 
 
 def own_task(tested: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
@@ -243,15 +250,29 @@ def _drawn_folds(images: Scored) -> NDArray[np.str_]:
     return fold_of(images.pictures, strata, FOLDS, _SEED).astype(np.str_)
 
 
-def pneumonia_tasks(out_of_fold: Scored, forests: Forests | None = None, resamples: int = RESAMPLES) -> dict[str, Task]:
-    """Pneumonia against normal within each source that holds both."""
-    return dict(within_sources(out_of_fold, PNEUMONIA, NORMAL, forests, resamples))
+def pneumonia_tasks(
+    asked: Scored,
+    forests: Forests | None = None,
+    resamples: int = RESAMPLES,
+    shipped: Mapping[str, float] | None = None,
+) -> dict[str, Task]:
+    """Pneumonia against normal within each source that holds both; `shipped` as in `covid19_tasks`."""
+    return dict(within_sources(asked, PNEUMONIA, NORMAL, forests, resamples, shipped))
 
 
 def within_sources(
-    out_of_fold: Scored, positive: str, negative: str, forests: Forests | None, resamples: int
+    out_of_fold: Scored,
+    positive: str,
+    negative: str,
+    forests: Forests | None,
+    resamples: int,
+    shipped: Mapping[str, float] | None = None,
 ) -> Iterator[tuple[str, Task]]:
-    """One finding against another in each source that has enough of both; COVID-19 on PA images alone too."""
+    """One finding against another in each source that has enough of both; COVID-19 on PA images alone too.
+
+    With thresholds that are `shipped` the images are those of split `val`.
+    """
+    how = "split val, network of split train" if shipped else "out of fold"
     both = out_of_fold.those(lambda picture: picture.finding in (positive, negative))
     titles = {COVID19: "COVID-19", PNEUMONIA: "pneumonia", NORMAL: "normal"}
     against = "other pneumonia" if negative == PNEUMONIA else titles[negative]
@@ -262,18 +283,16 @@ def within_sources(
             truth = asked.finding(positive)
             if min(truth.sum(), (~truth).sum()) < LEAST_IMAGES:
                 continue
-            applied = learnt(asked, asked, positive, "on the other folds' images of this question")
+            applied = (
+                _shipped(asked, shipped, "on the out-of-fold scores of split train")
+                if shipped
+                else learnt(asked, asked, positive, "on the other folds' images of this question")
+            )
             where = f"{source}, {view}" if view else source
-            title = f"{titles[positive]} against {against} within {where}, out of fold"
+            title = f"{titles[positive]} against {against} within {where}, {how}"
             title = title[0].upper() + title[1:]
             task = _task(title, asked, positive, negative, applied, forests, resamples)
             yield f"{positive} against {negative}, {where}", task
-
-
-def _adults(images: Scored) -> Scored:
-    """The images of adults; all, where they are of children only."""
-    found = images.those(lambda picture: picture.source not in CHILDREN)
-    return found if len(found) else images
 
 
 def _by_source(images: Scored) -> Iterator[tuple[str, Scored]]:

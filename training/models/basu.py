@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.models.classifier import Classifier
+from training.models.classifier import Classifier, shown_classes
 from training.models.efficientnet_lite import CHANNELS, SIZES, check_levels, side_by_side, stage_maps
 from training.models.explain import grad_cam
 from training.models.lungs import Lungs, share_of_cells
 from training.models.network import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 BACKBONES = ("vgg16", "resnet50", "alexnet", *SIZES)
 _GRID, _DROPOUT = 6, 0.5  # of AlexNet: cells a side that its dense layers see; of what is left out in training
@@ -110,10 +110,10 @@ class Basu2020(Classifier):
         state = super().backbone_state()
         return {name: t for name, t in state.items() if not self.levels or name.startswith("features.")}
 
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Grad-CAM of each class but `normal`, on the last feature map (section V)."""
 
         def logit(index: int) -> Tensor:
             return grad_cam(intermediates["features"], lambda features: self.judge({"features": features})[:, index])
 
-        return {name: logit(index) for index, name in enumerate(self.classes) if name != "normal"}
+        return {name: logit(index) for index, name in shown_classes(self.classes, names)}

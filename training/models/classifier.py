@@ -13,7 +13,7 @@ from training.models.efficientnet_lite import SIZES, EfficientNetLite
 from training.models.network import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 # The last layer of each backbone, by torchvision's names.
 LAST_LAYER = {
@@ -50,6 +50,13 @@ def check_classes(classes: tuple[str, ...]) -> None:
         raise ValueError(f"classes {classes!r}: a list of names is needed")
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"classes {', '.join(classes)}: at least two different ones are needed")
+
+
+def shown_classes(classes: tuple[str, ...], names: Collection[str] | None) -> list[tuple[int, str]]:
+    """Place and name of the classes that have a heatmap, all but `normal`, and are wanted."""
+    return [
+        (index, name) for index, name in enumerate(classes) if name != "normal" and (names is None or name in names)
+    ]
 
 
 class Classifier(Network):

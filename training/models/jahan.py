@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from training.models.network import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 SIDE = 128
 LATENT = 128
@@ -134,8 +134,10 @@ class Jahan2022(Network):
     def _projected(self, latent: Tensor) -> Tensor:
         return ((latent - self.mean) / self.scale) @ self.components.T
 
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """The squared error of each pixel, mean over the channels."""
+        if names is not None and "reconstruction" not in names:
+            return {}
         outputs = self.judge(intermediates)
         return {"reconstruction": (outputs.reconstruction - outputs.image).square().mean(dim=1)}
 

@@ -13,7 +13,7 @@ from training.models.lungs import Lungs, pooled, pooled_by_each
 from training.models.network import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import Tensor
 
@@ -109,12 +109,14 @@ class Minaee2020(Classifier):
         return {"features": self._pooled(maps, lungs), "lungs": lungs, **levels}
 
     @torch.no_grad()
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """How much the last class' probability falls while a square is covered, mean over the squares on the place.
 
         The square is grey in the image; where lungs are read, it is left out of what is read.
         """
         name = self.classes[-1]
+        if names is not None and name not in names:
+            return {}
         whole = self.scores(self.judge(intermediates))[f"p_{name}"]
         if self.lungs is not None:
             return {name: self._drop_of_lungs(intermediates, whole, name)}

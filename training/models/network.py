@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from training.models.lungs import Lungs
 
@@ -77,8 +77,14 @@ class Network(nn.Module, ABC):
         """The scores named by `score_names`, each float64, shape (N,)."""
 
     @abstractmethod
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each map is called, and the map: shape (N, h, w), at least 0; its cells tile the input."""
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """What each map is called, and the map: shape (N, h, w), at least 0; its cells tile the input.
+
+        Parameters
+        ----------
+        names
+            The maps that are wanted; None: all that there are.
+        """
 
     def forward(self, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
         """Raw outputs and named intermediates."""

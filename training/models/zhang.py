@@ -15,7 +15,7 @@ from training.models.explain import grad_cam
 from training.models.network import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 MARGIN = 5.0  # section 2: "margin is empirically set to 5"
 _REFERENCE = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -104,9 +104,10 @@ class Zhang2020(Network):
             found["p_avg"] = (found["p_cls"] + found["p_ano"] / MARGIN) / 2
         return found
 
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Grad-CAM of each head (section 3.2)."""
-        return {name: grad_cam(intermediates["features"], head) for name, head in self.heads.items()}
+        wanted = [name for name in self.heads if names is None or name in names]
+        return {name: grad_cam(intermediates["features"], self.heads[name]) for name in wanted}
 
     def backbone_state(self) -> dict[str, Tensor]:
         """The trunk's weights."""

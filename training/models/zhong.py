@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from training.models.classifier import check_classes, class_score_names, class_scores
+from training.models.classifier import check_classes, class_score_names, class_scores, shown_classes
 from training.models.explain import grad_cam
 from training.models.network import Network
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 CLASSES = ("covid19", "normal", "pneumonia")
 SIDE = 80
@@ -72,7 +72,7 @@ class Zhong2020(Network):
         """Probability and log-odds of each class."""
         return class_scores(outputs, self.classes)
 
-    def heatmaps(self, intermediates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def heatmaps(self, intermediates: Mapping[str, Tensor], names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Grad-CAM of each class but `normal`, on conv4; the paper shows none."""
 
         def of_class(index: int) -> Tensor:
@@ -80,7 +80,7 @@ class Zhong2020(Network):
                 intermediates["conv4"], lambda conv4: self.judge({**intermediates, "conv4": conv4})[:, index]
             )
 
-        return {name: of_class(index) for index, name in enumerate(self.classes) if name != "normal"}
+        return {name: of_class(index) for index, name in shown_classes(self.classes, names)}
 
 
 def _as_keras(module: nn.Module) -> None:
