@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node import uids
 from dicom_node.domain import Decision
+from dicom_node.resize import shrunk
 from dicom_node.results import (
     check,
     equipment,
@@ -150,7 +151,7 @@ def draw_heatmap(
     canvas[:] = _BACKGROUND
     top, left, height, width = plan.xray
     shrinks = height < rows or width < columns
-    grey = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    grey = shrunk(pixels, size) if shrinks else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
     xray = np.repeat((np.clip(np.nan_to_num(grey), 0, 1) * 255)[..., None], 3, axis=2).astype(np.float32)
     if prediction.maps:
         heat = mean_activation(prediction.maps, height, width, shares(prediction.maps, manifest))

@@ -6,6 +6,7 @@ import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from pydicom import dcmread
@@ -88,6 +89,10 @@ def render(ds: Dataset, *, max_pixels: int) -> NDArray[np.float32]:
             raise
         except MemoryError:
             raise
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError from error
+            raise PixelError("pixels_undecodable", f"{PIXEL_DATA}: {error}"[:200]) from error
         except Exception as error:  # decoders raise many kinds
             raise PixelError("pixels_undecodable", f"{PIXEL_DATA}: {type(error).__name__}: {error}"[:200]) from error
 
@@ -103,7 +108,8 @@ def _render(ds: Dataset, max_pixels: int) -> NDArray[np.float32]:
 
     stored = grayscale.stored_values(layout, precision, lossy=syntax in LOSSY)
     padding = grayscale.padding(ds, stored, layout)
-    counts = np.bincount(cells.ravel(), minlength=len(stored))
+    # OpenCV counts and looks up in a fraction of numpy's time: it needs no copies of another type.
+    counts = cv2.calcHist([cells], [0], None, [len(stored)], [0, len(stored)]).ravel().astype(np.int64)
     counts[padding] = 0
     shown = stored[counts > 0]
     if shown.size == 0 or shown.min() == shown.max():
@@ -122,7 +128,7 @@ def _render(ds: Dataset, max_pixels: int) -> NDArray[np.float32]:
     if photometric == "MONOCHROME1" or _word(ds, "PresentationLUTShape") == "INVERSE":
         table = 1 - table
     table[padding] = 0
-    return np.take(table.astype(np.float32), cells)
+    return cv2.LUT(cells, table.astype(np.float32)).astype(np.float32, copy=False)
 
 
 def _monochrome(ds: Dataset) -> str:

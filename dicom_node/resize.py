@@ -34,7 +34,11 @@ def shrunk(image: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
     if longer <= longest:
         return image
     height, width = (max(1, round(side * longest / longer)) for side in (rows, columns))
+    whole = min(rows // height, columns // width)
     try:
+        if whole > 1 and rows % whole == columns % whole == 0:  # the mean of whole cells takes a tenth of the time
+            smaller = (columns // whole, rows // whole)
+            image = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA).astype(np.float32)
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:

@@ -130,15 +130,6 @@ def gate(
 
 
 @app.command()
-def members(runs: Runs, data: Data, out: Out, release: str = "0.1.0") -> None:
-    """Keep the networks of `folds` experiments for a bundle: weights, calibration, scores out of fold."""
-    from training.members import keep_members
-
-    keep_members(runs, data, out, release)
-    typer.echo(out)
-
-
-@app.command()
 def reproduction(
     evaluations: Annotated[list[Path], typer.Argument(help="evaluation.json files.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="The Markdown file that is written.")],

@@ -1,6 +1,5 @@
 """Profile robust: what its networks read, learn and answer."""
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -298,20 +297,14 @@ def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
     assert alone["tasks"]["covid19 against pneumonia, cohen"]["figures"]["auc"]["value"] > 0.9
     assert together["covid19 against pneumonia, cohen"]["score"] == "weighted mean of standardised outputs"
     assert "pneumonia against normal, nih" in together
-    invoke("members", str(lite), str(auto), "--data", str(collection), "--out", str(tmp_path / "kept"))
-    kept = json.loads((tmp_path / "kept" / "members.json").read_text())["members"]
-    assert [member["name"] for member in kept] == ["minaee-efficientnet_lite0", "jahan"]
-    assert kept[0]["calibration"]["covid19 given pneumonia"]["score"] == robust.GIVEN
-    assert kept[0]["calibration"]["covid19 given pneumonia"]["images"] == 40
-    assert kept[0]["calibration"]["covid19"]["slope"] > 0
-    with (tmp_path / "kept" / kept[0]["out_of_fold"]).open() as file:
-        rows = {row["image_id"]: row for row in csv.DictReader(file)}
-    assert len(rows) == 100
-    scores = read_scores(lite)
-    for row in rows.values():
-        assert float(row["p_covid19"]) == pytest.approx(scores[row["run"]][row["image_id"]]["p_covid19"], rel=1e-6)
-    network, transform = load_shipped(tmp_path / "kept", kept[0])
+    shipped = tmp_path / "shipped"
+    invoke("export", str(lite), str(auto), "--data", str(collection), "--out", str(shipped))
+    manifest = json.loads((shipped / "manifest.json").read_text())
+    assert [member["name"] for member in manifest["members"]] == ["minaee-efficientnet_lite0", "jahan"]
+    assert manifest["members"][0]["calibration"]["covid19"]["over"] == "p_pneumonia"
+    network, transform = load_shipped(shipped, manifest["members"][0])
     shown = [one for one in read_manifest(collection) if one.split == "val"][:3]
+    scores = read_scores(lite)
     for one, given in zip(shown, score_pictures(network, transform, shown), strict=True):
         assert given == pytest.approx(scores["final"][one.image_id], rel=1e-5)
 
