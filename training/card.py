@@ -297,11 +297,12 @@ def _table(tasks: Mapping[str, Task], prefix: str) -> str:
     """One row for each question of that kind and each threshold."""
     rows = []
     for name, task in tasks.items():
-        if name != prefix and not name.startswith(f"{prefix}, "):
-            continue
+        where = name.removeprefix(f"{prefix}, ")
+        if (where == name and name != prefix) or " against " in where.removeprefix(prefix):
+            continue  # another question; what stands behind "val, " may be one
         figures, baseline = task["figures"], best_baseline(task["baselines"])
         asked = (
-            name.removeprefix(f"{prefix}, ") if name != prefix else ", ".join(task["sources"]),
+            where if name != prefix else ", ".join(task["sources"]),
             f"{figures['images']:,} ({figures['positives']:,})",
             f"{figures['patients']:,}",
             interval(figures["auc"]),

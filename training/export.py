@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors.torch
+import torch
 
 from dicom_node.combination import sigmoid
 from training.card import model_card
@@ -24,6 +26,7 @@ from training.evaluation.tasks import BY_PNEUMONIA, CHILDREN, COVID19, PNEUMONIA
 from training.experiment import FINAL, FOLDS
 from training.gate import DESCRIPTION
 from training.golden import write_golden
+from training.models.gate import pooled_values
 from training.models.network import digest_of
 from training.papers import PAPERS
 from training.records import SCORES, WEIGHTS, counts, read_record, read_scores, recipe_of
@@ -244,16 +247,27 @@ def _take_gate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The gate as the manifest has it, its file in the bundle, and all that was measured of it."""
     told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    for member in reversed(members):
-        blocks = load_network(member.experiment, FINAL).blocks
-        if blocks is not None and digest_of(blocks.stages) == told["blocks_sha256"]:
-            break
-    else:
-        raise ValueError(f"{folder}: the gate reads blocks that none of the experiments has")
+    weights = folder / told["weights"]["file"]
+    values = safetensors.torch.load_file(weights)["kinds.weight"].shape[1]
+    member = next((one for one in members if _values_of(one, told["blocks_sha256"]) == values), None)
+    if member is None:
+        raise ValueError(f"{folder}: the gate reads levels of blocks that none of the experiments has")
     file = f"gate-{release}.safetensors"
-    (out / file).write_bytes((folder / told["weights"]["file"]).read_bytes())
+    (out / file).write_bytes(weights.read_bytes())
     described = {name: told[name] for name in ("kinds", "threshold", "distance", "measured")}
     return {"reads": member.name, "weights": {**told["weights"], "file": file}, **described}, told
+
+
+@torch.no_grad()
+def _values_of(member: Member, blocks_sha256: str) -> int:
+    """How many values a gate reads of the member's levels; 0 where its blocks are others.
+
+    Members with the same blocks may read other levels of them.
+    """
+    network, side = load_network(member.experiment, FINAL), transform_of(member.recipe).crop
+    if network.blocks is None or digest_of(network.blocks.stages) != blocks_sha256:
+        return 0
+    return pooled_values(network.lung_maps(torch.zeros(1, 3, side, side))).shape[1]
 
 
 def readings(members: Sequence[Member]) -> dict[str, dict[str, dict[str, str]]]:
@@ -330,7 +344,7 @@ def _figures(
     )
     val = [i for i, picture in enumerate(shown) if picture.split == VAL]
     for question, prefix in ((ABNORMAL, ""), (PNEUMONIA, BY_PNEUMONIA)):
-        if question in honest[0]:
+        if all(question in answer for answer in honest):
             out = pneumonia_tasks(scored(asked, honest, question, runs), forests, resamples)
             on_val = scored([shown[i] for i in val], [final[i] for i in val], question, runs_of_final[val])
             held = pneumonia_tasks(on_val, None, resamples, _thresholds(fitted, question)) if val else {}

@@ -60,8 +60,12 @@ def readings_of(recipe: Recipe, score_names: Sequence[str]) -> dict[str, dict[st
     taught = {"p_covid19", "p_pneumonia", "p_normal"} <= set(score_names)
     if not (recipe.given or recipe.abnormal or taught):
         return {COVID19: {"output": own}}
-    found = {ABNORMAL: {"output": (recipe.abnormal or "logit_normal").removeprefix("-")}}
-    found[PNEUMONIA] = {"output": "p_covid19 + p_pneumonia", "over": "rest"} if taught else found[ABNORMAL]
+    found = {}
+    if recipe.abnormal or taught:
+        found[ABNORMAL] = {"output": (recipe.abnormal or "logit_normal").removeprefix("-")}
+        found[PNEUMONIA] = {"output": "p_covid19 + p_pneumonia", "over": "rest"} if taught else found[ABNORMAL]
+    if not (recipe.given or taught):
+        return found
     given = recipe.given or "p_covid19 / (p_covid19 + p_pneumonia)"
     if ratio := _RATIO.fullmatch(given):
         found[COVID19] = {"output": ratio[1], "over": ratio[2]}
@@ -89,8 +93,10 @@ def fit_targets(readings: Readings, pictures: Sequence[Picture], scores: Sequenc
     Raises
     ------
     ValueError
-        Where there are no images with and without COVID-19.
+        Where no member answers COVID-19, or there are no images with and without it.
     """
+    if not any(COVID19 in own for own in readings.values()):
+        raise ValueError(f"none of {', '.join(readings)} answers {COVID19}: a bundle needs a network that does")
     fit = _Fit(readings, pictures, scores)
     for question, positive in ((ABNORMAL, fit.abnormal), (PNEUMONIA, fit.pneumonia)):
         fit.add(question, fit.within(positive, ~fit.abnormal), positive)

@@ -137,8 +137,8 @@ def test_every_question_within_a_collection_has_its_row_the_poorest_first(evalua
          "no, not told apart"),
         ("COVID-19 against other pneumonia, cohen, PA", "240 (100)", "0.726 [0.676, 0.776]", "+0.006 [−0.014, +0.026]",
          "yes, not told apart"),
-        ("Pneumonia against normal, nih", "240 (100)", "0.760 [0.710, 0.810]", "+0.040 [+0.020, +0.060]",
-         "yes, better"),
+        ("Pneumonia against normal, by abnormality, nih", "240 (100)", "0.760 [0.710, 0.810]",
+         "+0.040 [+0.020, +0.060]", "yes, better"),
     ]  # fmt: skip
     assert found[2][6:] == [
         "8-pixel frame of a 64 x 64 thumbnail: 0.550 [0.500, 0.600]",
@@ -186,7 +186,7 @@ def test_val_stands_collection_by_collection_at_both_points(evaluation):
         "60.0 % [58.0, 62.0], 60 of 100", "60.0 % [58.0, 62.0], 90 of 150",
         "95.0 % [93.0, 97.0], 95 of 100", "30.0 % [28.0, 32.0], 45 of 150",
     ]  # fmt: skip
-    assert [row[0] for row in rows(text, "### Pneumonia against normal, by")] == ["nih"]
+    assert [row[0] for row in rows(text, "### Pneumonia against normal, by the answer")] == ["nih"]
     assert "chosen on scores that each fold's own fit gave; the bundle's, from one fit, are `balanced` 0.32" in flat(
         evaluation
     )

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,24 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
-from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from dicom_node.bundle import read_manifest
-from dicom_node.combination import sigmoid
+from dicom_node.combination import answers, calibrated, log_odds, sigmoid
 from dicom_node.domain import BundleError
+from tests.experiment_factories import write_collection, write_experiment
 from training.card import model_card
 from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import pixels_of
+from training.evaluation.parts import nested
 from training.evaluation.statistics import operating_points
-from training.export import export
-from training.models.calibration import Platt, fit_platt
-from training.models.registry import build
+from training.export import export, out_of_fold, read_member, readings
+from training.models.calibration import fit_platt
 from training.papers import PAPERS
-from training.records import plain, read_scores, write_record, write_scores
-from training.scoring import load_network, round_to_half, score_pictures, transform_of
-from training.shipped import probabilities_of
-from training.targets import distribution
+from training.records import write_record
+from training.scoring import load_network, score_pictures, transform_of
 from workers.ensemble import Ensemble
 
 # The cheapest network of each method, at the smallest input that it takes.
@@ -41,13 +40,15 @@ CHEAP = {
     "minaee": ("squeezenet", {"resize": 64, "crop": 64}),
 }
 COLLECTION = (
-    ("cohen", "covid19", "train", 22),
-    ("cohen", "pneumonia", "train", 21),
-    ("nih", "normal", "train", 12),
+    ("cohen", "covid19", "train", 30),
+    ("cohen", "pneumonia", "train", 30),
+    ("nih", "normal", "train", 30),
+    ("nih", "pneumonia", "train", 30),
     ("kermany", "pneumonia", "train", 10),
     ("cohen", "covid19", "val", 3),
     ("cohen", "pneumonia", "val", 2),
-    ("nih", "normal", "val", 2),
+    ("nih", "normal", "val", 20),
+    ("nih", "pneumonia", "val", 20),
     ("figure1", "covid19", "external", 2),
 )
 FEW = 20  # bootstrap draws
@@ -59,17 +60,7 @@ def no_forests(pictures, positive, folds):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(7)
-    with (folder / "manifest.csv").open("w", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["image_id", "path", "split", "source", "patient_id", "finding", "view"])
-        for source, finding, split, images in COLLECTION:
-            for number in range(images):
-                name = f"{source}-{finding}-{split}-{number}"
-                Image.fromarray(rng.integers(0, 255, (90, 80), dtype=np.uint8)).save(folder / f"{name}.png")
-                writer.writerow([name, f"{name}.png", split, source, name, finding, "PA"])
-    return folder
+    return write_collection(tmp_path_factory.mktemp("data"), COLLECTION)
 
 
 def recipe_of_cheap(paper: str):
@@ -77,49 +68,10 @@ def recipe_of_cheap(paper: str):
     return PAPERS[paper].recipe(variant, "small").but(**changes)
 
 
-def write_experiment(folder: Path, data: Path, paper: str, seed: int) -> Path:
-    """What training would leave: random weights, and scores out of fold that know a little."""
-    recipe = recipe_of_cheap(paper)
-    torch.manual_seed(seed)
-    network = build(recipe.architecture, recipe.options)
-    if paper == "jahan":
-        network.set_density(torch.randn(40, 128), 0.5, torch.zeros(128), torch.ones(128), torch.randn(16, 128), 0.5)
-    final = folder / "final"
-    final.mkdir(parents=True)
-    state = {name: t.half() if t.is_floating_point() else t for name, t in round_to_half(network).state_dict().items()}
-    safetensors.torch.save_file({name: t.contiguous() for name, t in state.items()}, final / "weights.safetensors")
-    rng = np.random.default_rng(seed)
-    rows = []
-    inside = [picture for picture in read_pictures(data) if picture.split != "external"]
-    for index, picture in enumerate(inside):
-        drawn = {name: rng.normal(float(picture.finding == "covid19")) for name in network.score_names}
-        rows.append({"run": f"fold{index % 5}", "image_id": picture.image_id, "label": "", **drawn})
-    write_scores(folder, rows)
-    runs = [{"name": f"fold{k}", "train": 1, "test": len(inside[k::5]), "seconds": 60} for k in range(5)]
-    record = {
-        "paper": paper,
-        "variant": recipe.variant,
-        "profile": "small",
-        "protocol": "folds",
-        "task": "covid19",
-        "recipe": plain(recipe),
-        "differences": ["Random weights."],
-        "data": {"manifest_sha256": hashlib.sha256((data / "manifest.csv").read_bytes()).hexdigest(), "skipped": 0},
-        "runs": [*runs, {"name": "final", "train": 65, "test": 9, "seconds": 60}],
-        "seed": seed,
-        "code": {"version": "0.1.0", "sha256": "0" * 64},
-        "hardware": "2 CPU cores",
-        "started": "2024-01-02T03:04:05+00:00",
-        "seconds": 360,
-    }
-    write_record(folder, record)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def experiments(data, tmp_path_factory) -> list[Path]:
     work = tmp_path_factory.mktemp("work")
-    return [write_experiment(work / paper, data, paper, seed) for seed, paper in enumerate(CHEAP)]
+    return [write_experiment(work / paper, data, recipe_of_cheap(paper), seed) for seed, paper in enumerate(CHEAP)]
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +93,26 @@ def val(data) -> list:
 
 @pytest.fixture(scope="module")
 def predictions(ensemble, val) -> list:
-    """Of two images: an occlusion map is slow."""
-    return ensemble.predict([pixels_of(picture) for picture in val[:2]])
+    """Of two images, flagged: an occlusion map is slow, and not drawn of others."""
+    return ensemble.predict_images([pixels_of(picture) for picture in val[:2]], {"covid19": 0.0})
+
+
+@pytest.fixture(scope="module")
+def known(experiments, data) -> tuple[list, list]:
+    """The images of `train`, and all members' scores of each out of fold."""
+    train = [picture for picture in read_pictures(data) if picture.split == "train"]
+    return train, scores_of(experiments, data, train)
+
+
+def scores_of(experiments, data, pictures) -> list:
+    sha256 = hashlib.sha256((data / "manifest.csv").read_bytes()).hexdigest()
+    return out_of_fold([read_member(experiment, sha256) for experiment in experiments], pictures)
+
+
+def answered(bundle, scores, question) -> np.ndarray:
+    """The manifest's own probability of each image."""
+    manifest = read_manifest(bundle)
+    return np.array([sigmoid(answers(manifest, each)[question].logit) for each in scores])
 
 
 @pytest.fixture
@@ -178,11 +148,13 @@ def test_service_gives_the_scores_of_training(predictions, val, experiments):
 def test_the_bundle_holds_the_scores_that_service_gives(bundle, predictions, val):
     with (bundle / "scores.csv").open(newline="") as text:
         rows = {row["image_id"]: row for row in csv.DictReader(text)}
-    assert sum(row["split"] == "val" for row in rows.values()) == 7
+    assert sum(row["split"] == "val" for row in rows.values()) == 45
     assert sum(row["split"] == "external" for row in rows.values()) == 2
     for prediction, picture in zip(predictions, val[:2], strict=True):
         row = rows[picture.image_id]
-        assert float(row["probability"]) == pytest.approx(prediction.targets[0].probability, abs=1e-6)
+        assert [found.target for found in prediction.targets] == ["covid19", "pneumonia", "abnormal"]
+        for found in prediction.targets:
+            assert float(row[found.target]) == pytest.approx(found.probability, abs=1e-6)
         for member, scores in prediction.members.items():
             for name, value in scores.items():
                 assert float(row[f"{member}.{name}"]) == pytest.approx(value, abs=1e-4)
@@ -190,23 +162,40 @@ def test_the_bundle_holds_the_scores_that_service_gives(bundle, predictions, val
 
 def test_members_combine_as_the_manifest_says(bundle, predictions):
     manifest = read_manifest(bundle)
-    (target,) = manifest.targets
-    assert target.weights == pytest.approx(dict.fromkeys([member.name for member in manifest.members], 0.2))
+    covid19, _, abnormal = manifest.targets
+    assert set(covid19.weights) == {"zhang", "basu-resnet50", "zhong", "minaee-squeezenet"}
+    assert set(abnormal.weights) == {"basu-resnet50", "zhong", "jahan"}
+
+    def mean(target, outputs):
+        each = {member.name: member.calibration for member in manifest.members}
+        logits = {name: calibrated(each[name][target.name], outputs[name]) for name in target.weights}
+        return sum(target.weights[name] * logits[name] for name in logits) / sum(target.weights.values())
+
     for prediction in predictions:
-        logits = []
-        for member in manifest.members:
-            scaling = member.calibration["covid19"]
-            logits.append(
-                Platt(scaling.slope, scaling.intercept).logit(prediction.members[member.name][scaling.output])
-            )
-        assert prediction.targets[0].probability == pytest.approx(sigmoid(sum(logits) / 5), abs=1e-12)
+        found = {one.target: one.probability for one in prediction.targets}
+        logit = abnormal.scaling.slope * mean(abnormal, prediction.members) + abnormal.scaling.intercept
+        assert found["abnormal"] == pytest.approx(sigmoid(logit), abs=1e-12)
+        both = sigmoid(mean(covid19, prediction.members)) * sigmoid(logit - log_odds(covid19.condition.threshold))
+        assert found["covid19"] == pytest.approx(
+            sigmoid(covid19.scaling.slope * log_odds(both) + covid19.scaling.intercept), abs=1e-9
+        )
 
 
-def test_a_softmax_network_is_calibrated_on_its_log_odds(bundle):
-    outputs = {m.architecture: m.calibration["covid19"].output for m in read_manifest(bundle).members}
-    assert outputs["Zhang2020"] == "p_avg"
-    assert outputs["Basu2020"] == outputs["Zhong2020"] == outputs["Minaee2020"] == "logit_covid19"
-    assert outputs["Jahan2022"] in {"reconstruction_error", "log_density", "log_density_pca"}
+def test_every_member_is_read_by_what_it_was_taught(bundle):
+    read = {
+        member.architecture: {name: (one.output, one.over) for name, one in member.calibration.items()}
+        for member in read_manifest(bundle).members
+    }
+    assert read["Zhang2020"] == {"covid19": ("p_avg", "")}
+    assert read["Minaee2020"] == {"covid19": ("logit_covid19", "")}
+    assert read["Basu2020"] == read["Zhong2020"]
+    assert read["Basu2020"]["covid19"] == ("p_covid19", "p_pneumonia")
+    assert read["Basu2020"]["abnormal"] == ("logit_normal", "")
+    assert read["Jahan2022"] == dict.fromkeys(("pneumonia", "abnormal"), ("reconstruction_error", ""))
+
+
+def test_only_a_network_that_tells_no_classes_may_be_missing(bundle):
+    assert {m.architecture for m in read_manifest(bundle).members if not m.required} == {"Jahan2022"}
 
 
 def test_the_command_line_gives_the_evaluations_scores(bundle, data):
@@ -224,7 +213,9 @@ def test_the_command_line_gives_the_evaluations_scores(bundle, data):
     answers = {Path(line["path"]).stem: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(answers) == asked
     for name, answer in answers.items():
-        assert answer["probability"] == pytest.approx(float(expected[name]["probability"]), abs=1e-4)
+        assert answer["probability"] == answer["targets"]["covid19"]["probability"]
+        for question, found in answer["targets"].items():
+            assert found["probability"] == pytest.approx(float(expected[name][question]), abs=1e-4)
         for member, scores in answer["members"].items():
             for score, value in scores.items():
                 assert value == pytest.approx(float(expected[name][f"{member}.{score}"]), rel=1e-4, abs=1e-4)
@@ -237,60 +228,114 @@ def test_every_member_draws_its_maps(predictions):
         assert found.pixels.dtype == np.uint8
     assert drawn == {
         "zhang": ["classification", "anomaly"],
-        "basu": ["pneumonia", "other_disease", "covid19"],
+        "basu": ["covid19"],
         "jahan": ["reconstruction"],
-        "zhong": ["covid19", "pneumonia"],
+        "zhong": ["covid19"],
         "minaee": ["covid19"],
     }
 
 
-def test_calibration_is_fitted_on_no_image_of_children_or_val(bundle, experiments, data):
+def test_calibration_is_fitted_on_no_image_of_children_or_val(bundle):
     manifest = read_manifest(bundle)
     fitted = manifest.training["calibration"]
-    assert (fitted["images"], fitted["positives"], fitted["left_out"]) == (55, 22, ["kermany"])
-    assert {name: found.images for name, found in manifest.targets[0].reference.items()} == {
-        "positive": 22,
-        "negative": 33,
-    }
-
-
-def test_operating_points_and_reference_are_of_the_probabilities_out_of_fold(bundle, experiments, data):
-    manifest = read_manifest(bundle)
-    train = [p for p in read_pictures(data) if p.split == "train" and p.source != "kermany"]
-    logits = np.zeros(len(train))
-    for member, experiment in zip(manifest.members, experiments, strict=True):
-        merged = {image: row for by_image in read_scores(experiment).values() for image, row in by_image.items()}
-        scaling = member.calibration["covid19"]
-        outputs = [merged[picture.image_id][scaling.output] for picture in train]
-        logits += np.array([Platt(scaling.slope, scaling.intercept).logit(output) for output in outputs]) / 5
-    probability = np.array([sigmoid(value) for value in logits])
-    positive = np.array([picture.finding == "covid19" for picture in train])
-    (target,) = manifest.targets
-    for name, point in operating_points(probability, positive, 0.95).items():
-        assert target.operating_points[name].model_dump() == pytest.approx(point)
-    assert target.reference["positive"].quantiles["50"] == pytest.approx(np.median(probability[positive]))
-    assert sum(target.reference["negative"].histogram) == 33
-
-
-def test_the_mean_of_the_members_is_calibrated_as_a_whole(bundle, experiments, data):
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    train = [p for p in read_pictures(data) if p.split == "train" and p.source != "kermany"]
-    found = [
-        {image: row for by_image in read_scores(experiment).values() for image, row in by_image.items()}
-        for experiment in experiments
+    assert (fitted["images"], fitted["positives"], fitted["left_out"]) == (120, 30, ["kermany"])
+    assert [{name: found.images for name, found in target.reference.items()} for target in manifest.targets] == [
+        {"positive": 30, "negative": 90},
+        {"positive": 30, "negative": 30},  # of the one collection that holds both
+        {"positive": 30, "negative": 30},
     ]
-    names = [member["name"] for member in manifest["members"]]
-    scores = [{name: by_id[p.image_id] for name, by_id in zip(names, found, strict=True)} for p in train]
-    probability = probabilities_of(manifest, scores)
-    again = fit_platt(np.log(probability / (1 - probability)), np.array([p.finding == "covid19" for p in train]))
-    assert (again.slope, again.intercept) == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
-def test_a_distribution_of_known_numbers():
-    found = distribution(np.array([0.0, 0.26, 0.5, 1.0]))
-    assert found["images"] == 4
-    assert (found["quantiles"]["0"], found["quantiles"]["50"], found["quantiles"]["100"]) == (0.0, 0.38, 1.0)
-    assert [index for index, count in enumerate(found["histogram"]) if count] == [0, 5, 10, 19]
+def test_nothing_of_val_changes_what_is_fitted(bundle, experiments, data, tmp_path):
+    """Other scores out of fold, and other findings, of images of `val`: the manifest keeps every number."""
+    folder = Path(shutil.copytree(data, tmp_path / "data", copy_function=os.link))
+    text = (data / "manifest.csv").read_text()
+    (folder / "manifest.csv").unlink()
+    turned = text.replace("val,nih,nih-normal", "val,nih,x-nih-normal")
+    rows = [row.replace(",normal,", ",covid19,") if ",val," in row else row for row in turned.splitlines()]
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    sha256 = hashlib.sha256((folder / "manifest.csv").read_bytes()).hexdigest()
+    copies = []
+    for experiment in (experiments[2], experiments[4]):
+        copy = Path(shutil.copytree(experiment, tmp_path / experiment.name, copy_function=os.link))
+        lines = (copy / "scores.csv").read_text().splitlines()
+        (copy / "scores.csv").unlink()
+        lines = [",".join([*line.split(",")[:3], *reversed(line.split(",")[3:])]) if "-val-" in line else line
+                 for line in lines]  # fmt: skip
+        (copy / "scores.csv").write_text("\n".join(lines) + "\n")
+        spoil(copy, lambda record: record["data"].update(manifest_sha256=sha256))
+        copies.append(copy)
+    fitted = []
+    for runs, where, out in ((copies, folder, "one"), ((experiments[2], experiments[4]), data, "other")):
+        export(runs, where, tmp_path / out, name="two", release="0.1", forests=no_forests, resamples=FEW)
+        fitted.append(read_manifest(tmp_path / out))
+    one, other = fitted
+    assert one.targets == other.targets
+    assert one.members == other.members
+    evaluations = [json.loads((tmp_path / out / "evaluation.json").read_text()) for out in ("one", "other")]
+    assert evaluations[0]["combination"] != evaluations[1]["combination"], "they do change what is measured"
+
+
+@pytest.mark.parametrize("question", ["covid19", "pneumonia", "abnormal"])
+def test_operating_points_and_reference_are_of_the_probabilities_out_of_fold(bundle, known, question):
+    sources = {"covid19": ("cohen", "nih")}.get(question, ("nih",))
+    those = [(p, each) for p, each in zip(*known, strict=True) if p.source in sources]
+    probability = answered(bundle, [each for _, each in those], question)
+    positive = np.array([p.finding == "covid19" or (p.finding != "normal" and question != "covid19") for p, _ in those])
+    (target,) = (target for target in read_manifest(bundle).targets if target.name == question)
+    for name, expected in operating_points(probability, positive, 0.95).items():
+        found = target.operating_points[name]
+        assert found.model_dump(include=set(expected)) == pytest.approx(expected)
+        assert found.sensitivity_interval[0] < found.sensitivity <= found.sensitivity_interval[1]
+    assert target.reference["positive"].quantiles["50"] == pytest.approx(np.median(probability[positive]))
+    assert sum(target.reference["negative"].histogram) == (~positive).sum()
+    again = fit_platt(np.log(probability / (1 - probability)), positive)
+    assert (again.slope, again.intercept) == pytest.approx((1.0, 0.0), abs=1e-6), "calibrated as a whole"
+
+
+def test_figures_out_of_fold_are_of_what_the_other_folds_fitted(bundle, experiments, data):
+    evaluation = json.loads((bundle / "evaluation.json").read_text())
+    tasks = evaluation["combination"]["tasks"]
+    asked = [picture for picture in read_pictures(data) if picture.split in ("train", "val")]
+    sha256 = hashlib.sha256((data / "manifest.csv").read_bytes()).hexdigest()
+    members = [read_member(experiment, sha256) for experiment in experiments]
+    runs = np.array([f"fold{index % 5}" for index in range(len(asked))])
+    found = nested(readings(members), asked, out_of_fold(members, asked), runs)
+    for name, question, source in (
+        ("covid19 against pneumonia, cohen", "covid19", "cohen"),
+        ("pneumonia against normal, nih", "abnormal", "nih"),
+    ):
+        here = [i for i, picture in enumerate(asked) if picture.source == source]
+        truth = [asked[i].finding == name.partition(" ")[0] for i in here]
+        area = roc_auc_score(truth, [found[i][question].logit for i in here])
+        assert tasks[name]["figures"]["auc"]["value"] == pytest.approx(area)
+        assert tasks[name]["calibration"]["images"] == len(here), "other folds fitted it, so that it is worth a look"
+    thresholds = tasks["covid19 against pneumonia, cohen"]["figures"]["at"]["youden"]["thresholds"]
+    assert 1 < len(thresholds) <= 5
+    assert {row["question"] for row in evaluation["members"]} == {"covid19", "abnormal", "pneumonia"}
+
+
+@pytest.mark.parametrize(("question", "prefix"), [("abnormal", ""), ("pneumonia", "by the answer to pneumonia: ")])
+def test_what_is_shipped_is_asked_for_pneumonia_on_val_too(bundle, question, prefix):
+    tasks = json.loads((bundle / "evaluation.json").read_text())["combination"]["tasks"]
+    task = tasks[f"val, {prefix}pneumonia against normal, nih"]
+    assert task["title"] == "Pneumonia against normal within nih, split val, network of split train"
+    with (bundle / "scores.csv").open(newline="") as text:
+        rows = [row for row in csv.DictReader(text) if (row["split"], row["source"]) == ("val", "nih")]
+    area = roc_auc_score([row["finding"] == "pneumonia" for row in rows], [float(row[question]) for row in rows])
+    assert task["figures"]["auc"]["value"] == pytest.approx(area)
+    points = next(target for target in read_manifest(bundle).targets if target.name == question).operating_points
+    assert [at["thresholds"] for at in task["figures"]["at"].values()] == [
+        [pytest.approx(points["balanced"].threshold)],
+        [pytest.approx(points["high-sensitivity"].threshold)],
+    ]
+
+
+def test_the_cards_table_of_covid19_on_val_holds_no_other_question(bundle):
+    card = (bundle / "MODEL_CARD.md").read_text()
+    table = card.partition("### COVID-19 against the rest, `val`\n")[2].partition("\n###")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:]
+    assert [row for row in rows if row] == ["cohen", "nih", "adults", "pooled"]
 
 
 def test_val_is_held_against_the_manifests_thresholds(bundle):
@@ -303,15 +348,15 @@ def test_val_is_held_against_the_manifests_thresholds(bundle):
             [pytest.approx(points["high-sensitivity"].threshold)],
         ]
     assert evaluation["combination"]["tasks"]["val, pooled"]["calibration"]["images"] > 0
-    # The bundle's calibration was fitted on the scores out of fold: there it proves nothing.
-    assert evaluation["combination"]["tasks"]["covid19 against the rest, pooled"]["calibration"] is None
+    # Out of fold, straight lines are those of other folds.
+    assert evaluation["combination"]["tasks"]["covid19 against the rest, pooled"]["calibration"]["images"] == 175
     assert evaluation["unreadable"] == 0
     assert (bundle / "evaluation.html").stat().st_size > 10_000
 
 
 def test_the_manifest_says_where_the_weights_come_from(bundle, data):
     record = read_manifest(bundle).training
-    assert record["data"]["images"]["cohen/covid19"] == 22
+    assert record["data"]["images"]["cohen/covid19"] == 30
     assert record["data"]["manifest_sha256"] == hashlib.sha256((data / "manifest.csv").read_bytes()).hexdigest()
     for member in record["members"].values():
         assert {"command", "recipe", "differences", "seed", "code", "hardware", "started", "seconds"} <= set(member)
@@ -344,8 +389,11 @@ def test_the_card_has_its_sections_and_says_the_honest_figure_first(bundle):
     assert "within cohen" in before
     assert "not a medical device" in after
     assert "differs from its paper: Random weights." in after
-    for point in evaluation["operating_points"].values():
-        assert f"{point['threshold']:.4f}" in after
+    for target in read_manifest(bundle).targets:
+        for point in target.operating_points.values():
+            assert f"{point.threshold:.4f}" in after
+    assert "3 questions are answered" in after
+    assert "if the image is abnormal" in after
     assert max(len(line) for line in card.splitlines() if not line.startswith("|")) <= 120
 
 
@@ -354,6 +402,11 @@ def test_the_card_says_where_a_member_answers_the_wrong_way_round(bundle, data):
     evaluation = json.loads((bundle / "evaluation.json").read_text())
     train = [picture for picture in read_pictures(data) if picture.split == "train"]
     scaling = manifest["members"][0]["calibration"]["covid19"]
+    # Asked of abnormal images only, another sign than against all else is no contradiction.
+    for sign in (1, -1):
+        scaling["slope"] = math.copysign(scaling["slope"], sign)
+        assert "the wrong way round" not in model_card(manifest, evaluation, train)
+    del manifest["targets"][0]["condition"]
     scaling["slope"] = abs(scaling["slope"])
     assert "zhang answers the wrong way round" not in model_card(manifest, evaluation, train)
     scaling["slope"] *= -1
@@ -375,7 +428,7 @@ def test_a_changed_byte_is_refused(bundle, tmp_path):
     path.write_bytes(content)
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["members"] = [manifest["members"][2]]
-    manifest["targets"][0]["weights"] = {manifest["members"][0]["name"]: 1.0}
+    manifest["targets"] = [manifest["targets"][2] | {"weights": {manifest["members"][0]["name"]: 1.0}}]
     (copy / "manifest.json").unlink()
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="SHA-256"):
@@ -386,14 +439,14 @@ def test_a_fold_without_its_scores_is_refused(experiment, data, tmp_path):
     lines = (experiment / "scores.csv").read_text().splitlines()
     (experiment / "scores.csv").unlink()
     (experiment / "scores.csv").write_text("\n".join(line for line in lines if not line.startswith("fold3")) + "\n")
-    refused([experiment], data, tmp_path / "out", "0 of the 14 images of fold3")
+    refused([experiment], data, tmp_path / "out", "0 of the 35 images of fold3")
 
 
 def test_one_missing_score_is_refused(experiment, data, tmp_path):
     lines = (experiment / "scores.csv").read_text().splitlines()
     (experiment / "scores.csv").unlink()
     (experiment / "scores.csv").write_text("\n".join(lines[:-1]) + "\n")
-    refused([experiment], data, tmp_path / "out", "scores of 14 of the 15 images of fold1")
+    refused([experiment], data, tmp_path / "out", "scores of 34 of the 35 images of fold4")
 
 
 def test_an_experiment_without_folds_is_refused(experiment, data, tmp_path):
@@ -416,13 +469,17 @@ def test_an_unfinished_training_is_refused(data, tmp_path):
     refused([tmp_path / "nothing"], data, tmp_path / "out", "record.json is missing")
 
 
-def test_images_that_cannot_be_read_are_named_and_refused(experiment, data, tmp_path, caplog):
+def test_images_that_cannot_be_read_are_named_and_refused(experiments, data, tmp_path, caplog):
     folder = Path(shutil.copytree(data, tmp_path / "data", copy_function=os.link))
     broken = folder / "cohen-covid19-val-1.png"
     broken.unlink()
     broken.write_bytes(b"no picture")
-    refused([experiment], folder, tmp_path / "out", "1 of 9 images cannot be read")
+    refused([experiments[4]], folder, tmp_path / "out", "1 of 47 images cannot be read")
     assert "image cohen-covid19-val-1 is left out" in caplog.text
+
+
+def test_members_that_do_not_answer_for_covid19_are_refused(experiment, data, tmp_path):
+    refused([experiment], data, tmp_path / "out", "none of jahan answers covid19")
 
 
 def test_a_network_is_not_taken_twice(experiment, data, tmp_path):

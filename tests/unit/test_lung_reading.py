@@ -1,6 +1,7 @@
 """Networks that tell the lungs themselves, and read them only."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from training.frozen import kept_features
 from training.localise import Localiser
 from training.models.basu import Basu2020
 from training.models.efficientnet_lite import side_by_side
-from training.models.lungs import Lungs, cells_of, pooled, share_of_cells
+from training.models.lungs import Lungs, cells_of, pooled, pooled_by_each, share_of_cells
 from training.models.minaee import Minaee2020
 from training.models.registry import build
 from training.papers import PAPERS, robust
@@ -101,6 +102,35 @@ def test_a_square_is_left_out_of_what_is_read():
         (found,) = network.heatmaps(seen).values()
         assert found.shape == (2, 16, 16), "the cells of the finest map"
         assert torch.allclose(found, fall[:, None, None] * network.lungs(maps)[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("deviation", [True, False])
+def test_maps_are_pooled_by_several_weights_as_by_each_alone(deviation):
+    maps, weights = [drawn(11, 2, 5, 8, 8) + 2, drawn(12, 2, 3, 4, 4)], drawn(13, 2, 4, 8, 8).sigmoid()
+    weights[0, 1] = 0
+    weights[1, 2] *= 1e-4  # hardly any lung
+    found = pooled_by_each(maps, weights, deviation=deviation)
+    expected = [pooled(maps, weights[:, index : index + 1], deviation=deviation) for index in range(4)]
+    assert torch.allclose(found, torch.stack(expected, dim=1), atol=1e-4)
+
+
+def test_occlusion_over_the_lungs_is_that_of_each_square_alone():
+    network = quick("Minaee2020", backbone="efficientnet_lite0", levels=[2, 5], lungs=True)
+    x = drawn(14, 2, 1, 64, 64)
+    seen = network.embed(x)
+    (found,) = network.heatmaps(seen).values()
+    maps, lungs = network.lung_maps(x.expand(-1, 3, -1, -1)), seen["lungs"]
+    whole = network.scores(network.judge(seen))["p_covid19"]
+    falls, count = torch.zeros(2, 16, 16), torch.zeros(16, 16)
+    for top, left in product(range(0, 13, 2), repeat=2):  # squares of 4 cells, 2 apart
+        covered = lungs.clone()
+        covered[:, :, top : top + 4, left : left + 4] = 0
+        features = pooled(maps, covered, deviation=True)[:, :, None, None]
+        fall = (whole - network.scores(network.judge({"features": features}))["p_covid19"]).clamp_min(0).float()
+        falls[:, top : top + 4, left : left + 4] += fall[:, None, None]
+        count[top : top + 4, left : left + 4] += 1
+    assert torch.allclose(found, falls / count * lungs[:, 0], atol=1e-5)
+    assert found.max() > 1e-4
 
 
 def test_what_is_left_out_matters_where_it_lies():

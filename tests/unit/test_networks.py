@@ -211,16 +211,23 @@ def test_zhongs_last_map_is_flattened_as_keras_does_behind_the_four_maxima():
     assert joined[352 + (row * 10 + column) * 128 + channel] == conv4[channel, row, column]
 
 
-def test_occlusion_finds_the_place_that_the_decision_hangs_on():
-    network = quick("Minaee2020")
+def seeing_one_place(rows=slice(8, 12), columns=slice(40, 44), **options):
+    """A network that sees nothing but one place of the image; and how many images it was shown so far."""
+    network = quick("Minaee2020", **options)
+    shown = []
 
     def brightness(x):
-        """A last layer that sees nothing but one place of the image."""
-        z = 40 * x[:, 0, 8:12, 40:44].mean(dim=(1, 2))
+        shown.append(len(x))
+        z = 40 * x[:, 0, rows, columns].mean(dim=(1, 2))
         return torch.stack([torch.zeros_like(z), z], dim=1)
 
     network._features = lambda x: x  # type: ignore[method-assign]
     network.judge = lambda intermediates: brightness(intermediates["features"])  # type: ignore[method-assign]
+    return network, shown
+
+
+def test_occlusion_finds_the_place_that_the_decision_hangs_on():
+    network, _ = seeing_one_place()
     image = torch.zeros(1, 1, 64, 64)
     image[0, 0, 8:12, 40:44] = 1.0
     (found,) = network.heatmaps(network.embed(image))["covid19"]
@@ -234,9 +241,45 @@ def test_occlusion_finds_the_place_that_the_decision_hangs_on():
     assert not darker.any()  # covering what speaks against the class does not make its probability fall
 
 
+@pytest.mark.parametrize(
+    ("row", "column", "few"),
+    [(8, 40, 43), (0, 0, 31), (28, 20, 64), (60, 12, 31), (30, 30, 133)],
+    ids=["inside one coarse square", "corner", "at the foot of one", "edge", "between four coarse squares"],
+)
+def test_occlusion_from_coarse_to_fine_finds_the_same_place_in_far_fewer_passes(row, column, few):
+    rows, columns = slice(row, row + 4), slice(column, column + 4)
+    network, shown = seeing_one_place(rows, columns, stride=0.0625)
+    image = torch.zeros(1, 1, 64, 64)
+    image[0, 0, rows, columns] = 1.0
+    seen = network.embed(image)
+    maps, passes = {}, {}
+    for thorough in (True, False):
+        network.thorough = thorough
+        shown.clear()
+        (maps[thorough],) = network.heatmaps(seen)["covid19"]
+        passes[thorough] = sum(shown) - 1  # but the whole image
+    assert passes[True] == 13**2
+    assert passes[False] == few
+    strongest = {thorough: found > found.max() - 1e-6 for thorough, found in maps.items()}
+    for thorough, found in maps.items():
+        assert found.min() >= 0
+        assert found.max() > 0.2
+        assert strongest[thorough][rows, columns].any()
+    assert torch.equal(strongest[True], strongest[False])
+
+
+def test_occlusion_from_coarse_to_fine_looks_no_further_where_nothing_falls():
+    network, shown = seeing_one_place(stride=0.0625)
+    network.thorough = False
+    seen = network.embed(torch.zeros(1, 1, 64, 64))
+    assert not network.heatmaps(seen)["covid19"].any()
+    assert sum(shown) == 1 + 16
+
+
 def test_squares_that_do_not_tile_the_image_still_cover_its_edges():
     network = quick("Minaee2020", backbone="squeezenet1_0", occluder=0.3, stride=0.3)
-    assert network.heatmaps(network.embed(images(50, 1)))["covid19"].isfinite().all()
+    for network.thorough in (True, False):
+        assert network.heatmaps(network.embed(images(50, 1)))["covid19"].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from safetensors import safe_open
 
 from dicom_node.bundle import find_bundle, read_manifest
 from training.models.explain import grad_cam, to_eight_bits
+from training.models.registry import build
 from training.models.zhang import (
     MARGIN,
     MU_R,
@@ -84,7 +85,7 @@ def test_grad_cam_finds_the_place_that_raises_the_output():
     features[0, 2, 1, 4] = 50.0
     heatmap = grad_cam(features, lambda x: x[:, 2].mean(dim=(1, 2)))
     assert divmod(int(heatmap[0].argmax()), 6) == (1, 4)
-    large = to_eight_bits(heatmap[0], 192)
+    (large,) = to_eight_bits(heatmap, 192)
     row, column = divmod(int(large.argmax()), 192)
     assert large.max() == 255
     assert (row // 32, column // 32) == (1, 4)
@@ -92,7 +93,18 @@ def test_grad_cam_finds_the_place_that_raises_the_output():
 
 def test_grad_cam_is_black_where_nothing_speaks_for_the_output():
     heatmap = grad_cam(torch.ones(1, 4, 6, 6), lambda x: -x.mean(dim=(1, 2, 3)))
-    assert not to_eight_bits(heatmap[0], 12).any()
+    assert not to_eight_bits(heatmap, 12).any()
+
+
+def test_each_of_several_heatmaps_is_scaled_to_its_own_strongest_place():
+    heatmaps = torch.zeros(3, 2, 2)
+    heatmaps[0, 0, 0], heatmaps[1, 1, 1] = 1e-3, 5.0
+    drawn = to_eight_bits(heatmaps, 8)
+    assert drawn.shape == (3, 8, 8)
+    assert drawn.dtype == torch.uint8
+    assert drawn.amax(dim=(1, 2)).tolist() == [255, 255, 0]
+    assert torch.equal(drawn[0], drawn[1].flip(0, 1))
+    assert torch.equal(drawn[:1], to_eight_bits(heatmaps[:1], 8))
 
 
 def test_grad_cam_needs_no_gradients_of_the_trunk(network):
@@ -105,9 +117,12 @@ def test_grad_cam_needs_no_gradients_of_the_trunk(network):
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_the_starter_bundles_tensors_are_the_networks(network):
+def test_the_starter_bundles_tensors_are_the_networks():
     kept, folder = {}, find_bundle("starter")
-    for part in read_manifest(folder).members[0].weights:
+    (member,) = (one for one in read_manifest(folder).members if one.architecture == "Zhang2020")
+    with torch.device("meta"):
+        network = build(member.architecture, member.options)
+    for part in member.weights:
         with safe_open(folder / part.file, "pt") as weights:
             kept |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
     assert kept == {name: list(tensor.shape) for name, tensor in network.state_dict().items()}

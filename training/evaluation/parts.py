@@ -77,7 +77,7 @@ def what_members_are_worth(
         rest_of = {
             name: _column(answers, indices, question)
             for name, answers in without.items()
-            if question in answers[indices[0]]
+            if all(question in answers[i] for i in indices)
         }
         rows.append(
             {
@@ -116,7 +116,7 @@ def _asked(
     finding = np.array([picture.finding for picture in pictures])
     view = np.array([picture.view for picture in pictures])
     for question, positive, negative in QUESTIONS:
-        if question not in answers[0]:
+        if not all(question in answer for answer in answers):
             continue
         for name in np.unique(source).tolist():
             for only in ("", "PA") if question == COVID19 else ("",):

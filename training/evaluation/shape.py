@@ -269,6 +269,7 @@ class Evaluation(TypedDict):
     - "external": run `final`, sensitivity at the frozen thresholds (COVID-19 images only)
     - "covid19 against the rest, own test": of protocol `paper` this alone: its own test images
     - "pneumonia against normal, SOURCE": nih, kermany, and any other source that holds enough of both
+    - of a bundle: the same after "by the answer to pneumonia: "; either after "val, ": what is shipped, on split val
     """
 
     experiments: dict[str, Experiment]
