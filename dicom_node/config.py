@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         0, ge=0, le=256, description="Processes that decode images, each one at a time; 0 for one a core, at most 16."
     )
     batch_size: int = Field(
-        0, ge=0, le=256, description="Images that a worker claims at once; 0 for 1 on a CPU and 16 on a GPU."
+        0, ge=0, le=256, description="Images that a worker claims at once; 0 for 4 on a CPU and 128 on a GPU."
     )
     step_timeout_s: Seconds = Field(120.0, description="Seconds after which a step that hangs ends its process.")
     lease_s: Seconds = Field(20.0, description="Seconds after which an unrenewed claim is given back.")

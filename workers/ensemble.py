@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LARGEST_BATCH = {"cpu": 1, "cuda": 64}  # on CPUs a batch gains nothing, and the images in it wait for one another
+LARGEST_BATCH = {"cpu": 1, "cuda": 128}  # on CPUs a batch gains nothing, and the images in it wait for one another
 
 
 class OutputError(NodeError):

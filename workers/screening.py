@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Enough for the children to decode and to report while the networks run; few enough for a live image not to wait long.
-_CPU_CLAIMS, _GPU_CLAIMS = 4, 64
+_CPU_CLAIMS, _GPU_CLAIMS = 4, 128
 _PAUSE_AFTER_FAULT_S = 1.0
 _NO_IMAGES_FAULT = (OSError, SQLAlchemyError, DeviceError, BundleError)
 
