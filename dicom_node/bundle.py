@@ -174,6 +174,17 @@ class Calibration(Scaling):
         return (*self.output.split(SUM), *over)
 
 
+class Limits(_Part):
+    """What a member calls anomalous by one of its outputs: above the one, or below the other."""
+
+    above: Number | None = None
+    below: Number | None = None
+
+    def passed(self, value: float) -> bool:
+        """Whether the value lies outside."""
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
+
 class Member(_Part):
     """One trained network: `architecture` and `options` are its name and arguments in `training.models.registry`.
 
@@ -183,6 +194,8 @@ class Member(_Part):
         Whether there is no answer without it.
     maps
         Names of the heatmaps that are kept; none given: all.
+    anomalous
+        By output, of a network that was taught normal images alone: what its paper calls an anomaly.
     """
 
     name: str
@@ -196,6 +209,7 @@ class Member(_Part):
     calibration: dict[str, Calibration]
     required: bool = True
     maps: tuple[str, ...] | None = None
+    anomalous: dict[str, Limits] = Field(default_factory=dict)
 
     @property
     def weights_sha256(self) -> str:

@@ -97,6 +97,15 @@ def _decide(target: Target, answer: Answer, threshold: float) -> TargetResult:
     return TargetResult(target.name, probability, threshold, decision, members)
 
 
+def anomalies(manifest: Manifest, outputs: Outputs) -> dict[str, list[str]]:
+    """Of each member that tells anomalies, the outputs by which the image is one."""
+    return {
+        member.name: [name for name, limits in member.anomalous.items() if limits.passed(outputs[member.name][name])]
+        for member in manifest.members
+        if member.anomalous and member.name in outputs
+    }
+
+
 def disagreement(answer: Answer, threshold: float) -> float:
     """The spread of the members' logits over the distance of the combined logit from the threshold's; 0 to infinity.
 

@@ -22,7 +22,16 @@ from training.evaluation.groups import THRESHOLDS
 from training.evaluation.page import write_page
 from training.evaluation.parts import nested, scored, what_members_are_worth
 from training.evaluation.statistics import finite
-from training.evaluation.tasks import BY_PNEUMONIA, CHILDREN, COVID19, PNEUMONIA, covid19_tasks, pneumonia_tasks
+from training.evaluation.tasks import (
+    BY_PNEUMONIA,
+    CHILDREN,
+    COVID19,
+    LEAST_IMAGES,
+    NORMAL,
+    PNEUMONIA,
+    covid19_tasks,
+    pneumonia_tasks,
+)
 from training.experiment import FINAL, FOLDS
 from training.gate import DESCRIPTION
 from training.golden import write_golden
@@ -49,6 +58,7 @@ if TYPE_CHECKING:
 TARGET = COVID19
 VAL, EXTERNAL = "val", "external"
 MANIFEST = "manifest.json"
+_USUAL = 0.05
 _MAPS = (COVID19,)  # of a network that tells classes: the heatmap of what the bundle is asked for first
 _METHOD = {
     "AUC": "95 % percentile interval over {resamples} bootstrap draws of patients (near duplicates together)",
@@ -223,7 +233,7 @@ def make_manifest(
         "release": release,
         "title": "COVID-19, pneumonia and any abnormality on frontal chest X-rays, for research",
         "targets": targets,
-        "members": [_described(member, fitted, release) for member in members],
+        "members": [_described(member, fitted, known, release) for member in members],
         "training": {
             "command": "python -m training export RUN... --data DIR --out DIR",
             "data": {
@@ -284,7 +294,29 @@ def out_of_fold(members: Sequence[Member], pictures: Sequence[Picture]) -> list[
     return [{member.name: member.out_of_fold[picture.image_id] for member in members} for picture in pictures]
 
 
-def _described(member: Member, fitted: Fitted, release: str) -> dict[str, Any]:
+def anomaly_limits(member: Member, known: Sequence[Picture]) -> dict[str, dict[str, float]]:
+    """Where an anomaly begins: beyond nineteen of twenty normal images, out of fold, as many of each collection.
+
+    A density is an anomaly below its limit, an error above it (Jahan 2022); the paper gives no limits.
+    """
+    by_source: dict[str, list[Picture]] = {}
+    for picture in known:
+        if picture.finding == NORMAL:
+            by_source.setdefault(picture.source, []).append(picture)
+    shown = {source: found for source, found in by_source.items() if len(found) >= LEAST_IMAGES}
+    if not shown:
+        return {}
+    least = min(map(len, shown.values()))
+    normal = [picture for _, found in sorted(shown.items()) for picture in found[:least]]
+    limits = {}
+    for name in next(iter(member.out_of_fold.values())):
+        values = [member.out_of_fold[picture.image_id][name] for picture in normal]
+        kind, share = ("below", _USUAL) if "density" in name else ("above", 1 - _USUAL)
+        limits[name] = {kind: float(np.quantile(values, share))}
+    return limits
+
+
+def _described(member: Member, fitted: Fitted, known: Sequence[Picture], release: str) -> dict[str, Any]:
     recipe = member.recipe
     calibration = fitted.calibrations[member.name]
     return {
@@ -298,6 +330,7 @@ def _described(member: Member, fitted: Fitted, release: str) -> dict[str, Any]:
         "calibration": {name: one.model_dump(exclude_defaults=True) for name, one in calibration.items()},
         # A method's own anomaly score is one of many; without a network that tells classes there is no answer.
         "required": not recipe.train_on,
+        **({"anomalous": anomaly_limits(member, known)} if recipe.train_on else {}),
         **({"maps": list(_MAPS)} if "p_normal" in next(iter(member.out_of_fold.values())) else {}),
     }
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Column, Table
 
+from dicom_node.combination import anomalies
 from dicom_node.decoding import PICTURE_MARKS, Wanted, decode, decoders
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
 from dicom_node.heatmap import draw_heatmap
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
+    from dicom_node.bundle import Manifest
     from dicom_node.children import Children
     from dicom_node.config import Settings
     from dicom_node.decoding import Decoded
@@ -56,7 +58,7 @@ class _Answer:
     prediction: Prediction | None = None
     decoded: Decoded | None = field(default=None, repr=False)
 
-    def as_json(self, bundle: str) -> dict[str, Any]:
+    def as_json(self, manifest: Manifest) -> dict[str, Any]:
         found = self.prediction
         first = found.targets[0] if found else None
         line: dict[str, Any] = {
@@ -69,7 +71,7 @@ class _Answer:
             "decision": first.decision if first else None,
             "flagged": first.flagged if first else None,
             "threshold": first.threshold if first else None,
-            "bundle": bundle,
+            "bundle": f"{manifest.name} {manifest.release}",
             "targets": {
                 result.target: {
                     "probability": result.probability,
@@ -84,6 +86,7 @@ class _Answer:
             if found
             else {},
             "members": {name: dict(outputs) for name, outputs in found.members.items()} if found else {},
+            "anomalous": anomalies(manifest, found.members) if found else {},
             "remarks": list(found.remarks) if found else [],
         }
         if self.error is not None:
@@ -97,7 +100,6 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
     inputs = [found for path in paths for found in _inputs(path)]
     if out is not None:
         _make_folder(out)
-    bundle = f"{ensemble.manifest.name} {ensemble.manifest.release}"
     console = Console(stderr=True)
     table = Table(Column("input", overflow="fold"), "admitted", "probability", "threshold", "decision", "remark")
     readable = True
@@ -112,7 +114,7 @@ def screen(settings: Settings, paths: Sequence[Path], *, as_json: bool, out: Pat
                     _write(answer, ensemble, settings, out)
                 readable &= answer.error is None
                 if as_json:
-                    sys.stdout.write(json.dumps(answer.as_json(bundle)) + "\n")
+                    sys.stdout.write(json.dumps(answer.as_json(ensemble.manifest)) + "\n")
                     sys.stdout.flush()
                 else:
                     table.add_row(*_row(answer))

@@ -27,6 +27,7 @@ KEYS = {
     "bundle",
     "targets",
     "members",
+    "anomalous",
     "remarks",
 }
 
@@ -142,6 +143,7 @@ def test_the_others_are_screened(answers):
         assert set(line["members"]["zhang"]) == {"p_cls", "p_ano", "p_avg"}
         assert {"jahan", "zhong"} < set(line["members"])
         assert line["remarks"] == []
+        assert list(line["anomalous"]) == ["jahan"]
 
 
 def test_what_is_declined_has_its_reason_and_no_figures(answers):

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from dicom_node.bundle import Calibration, Code, Manifest, Member, OperatingPoint, Target, WeightFile
-from dicom_node.combination import AnswerError, answers, calibrated, disagreement, log_odds, results, sigmoid
+from dicom_node.bundle import Calibration, Code, Limits, Manifest, Member, OperatingPoint, Target, WeightFile
+from dicom_node.combination import AnswerError, anomalies, answers, calibrated, disagreement, log_odds, results, sigmoid
 from dicom_node.domain import Decision
 
 POINT = OperatingPoint(threshold=0.5, sensitivity=0.8, specificity=0.7)
@@ -137,6 +137,16 @@ def test_members_that_agree_decide_however_close_to_the_threshold():
 def test_a_sites_threshold_goes_before_the_operating_points():
     (found,) = results(manifest(target()), says(1, 1), {"covid19": 0.9})
     assert (found.threshold, found.decision) == (0.9, Decision.NOT_FLAGGED)
+
+
+def test_a_member_that_knows_normal_images_alone_says_by_which_outputs_an_image_is_none():
+    knows = member("a", "covid19").model_copy(
+        update={"anomalous": {"error": Limits(above=0.1), "density": Limits(below=-5.0)}}
+    )
+    asked = manifest(target(weights={"a": 1}), members=(knows,))
+    assert anomalies(asked, {"a": {"error": 0.2, "density": -4.0}}) == {"a": ["error"]}
+    assert anomalies(asked, {"a": {"error": 0.1, "density": -6.0}}) == {"a": ["density"]}
+    assert anomalies(asked, {}) == {}
 
 
 @pytest.mark.parametrize("probability", [0.0, 1e-9, 0.3, 1.0])
