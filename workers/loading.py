@@ -114,6 +114,7 @@ def _load_member(folder: Path, member: bundle.Member) -> LoadedMember:
             tensors[name] = tensor
     _take(network, tensors, ", ".join(str(folder / part.file) for part in member.weights))
     network.eval().requires_grad_(False)
+    network.thorough = False
     try:
         with torch.no_grad():
             network.scores(network(torch.zeros(1, 1, transform.crop, transform.crop))[0])

@@ -61,7 +61,6 @@ class Minaee2020(Classifier):
         if not 0 < stride <= occluder <= 1:
             raise ValueError(f"occluder {occluder} and stride {stride} do not hold 0 < stride <= occluder <= 1")
         super().__init__(backbone, classes)
-        self.thorough = True
         self.costly_maps = not lungs
         self.occluder, self.stride = occluder, stride
         self.levels, self.deviation = tuple(levels), deviation

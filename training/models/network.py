@@ -43,11 +43,14 @@ class Network(nn.Module, ABC):
         What tells the lungs of `lung_maps`, in networks that read them only.
     costly_maps
         Whether a heatmap takes many passes through the network.
+    thorough
+        Whether such a heatmap is drawn in full; else more coarsely where nothing shows.
     """
 
     score_names: tuple[str, ...]
     backbone_name: str = ""
     costly_maps: bool = False
+    thorough: bool = True
 
     def __init__(self) -> None:
         super().__init__()
