@@ -41,13 +41,23 @@ class Code(_Part):
 
 
 class OperatingPoint(_Part):
-    """A threshold on the probability, with what it gave on the held-back folds and 95 % intervals."""
+    """A threshold on the probability, with what it gave on the held-back folds and 95 % intervals.
+
+    Attributes
+    ----------
+    undecided
+        The share of these images that the bound of disagreement leaves undecided at this threshold.
+    flagged_sensitivity
+        The share of the positives that are flagged, those left undecided counted as not.
+    """
 
     threshold: Share
     sensitivity: Share
     specificity: Share
     sensitivity_interval: Interval | None = None
     specificity_interval: Interval | None = None
+    undecided: Share | None = None
+    flagged_sensitivity: Share | None = None
 
 
 class Distribution(_Part):

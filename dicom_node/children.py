@@ -159,7 +159,9 @@ class Children:
     def _told(self, ended: _EndedError) -> DecoderError:
         if ended.late:
             return DecoderError(
-                "decoder_timeout", f"decoding took longer than decode_timeout_s = {self._timeout_s:g} and was ended"
+                "decoder_timeout",
+                f"decoding took longer than decode_timeout_s = {self._timeout_s:g} and was ended",
+                permanent=False,  # perhaps the disk was slow
             )
         if ended.status is None:
             return DecoderError(
@@ -168,11 +170,12 @@ class Children:
         if ended.status >= 0:
             return DecoderError("decoder_died", f"the process that decoded it ended with status {ended.status}")
         name = signal.strsignal(-ended.status)
-        if ended.status == -signal.SIGKILL:
+        killed = ended.status == -signal.SIGKILL  # then another process may have taken the memory
+        if killed:
             cause = "the kernel does that where the machine has no memory left"
         else:
             cause = f"a library may crash so at the limit decode_memory_mb = {self._memory_bytes >> 20}"
-        return DecoderError("decoder_died", f"the process that decoded it died ({name}); {cause}")
+        return DecoderError("decoder_died", f"the process that decoded it died ({name}); {cause}", permanent=not killed)
 
 
 class _Child:

@@ -207,7 +207,7 @@ class Claims:
                         screening_id=claim.screening_id,
                         target=result.target,
                         position=position,
-                        operating_point=prediction.operating_point,
+                        operating_point=result.operating_point or prediction.operating_point,
                         probability=result.probability,
                         threshold=result.threshold,
                         flagged=result.flagged,
@@ -317,12 +317,14 @@ class Claims:
             values = {"detail": detail[:400], "not_before": db_now(pause_s)}
             self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
 
-    def count_failure(self, claim: Claim, detail: str, *, max_failures: int, pause_s: float) -> None:
+    def count_failure(
+        self, claim: Claim, detail: str, *, max_failures: int, pause_s: float, reason: str = "attempts_exhausted"
+    ) -> None:
         """The screening waits again after a pause that doubles, or is `failed` after `max_failures` of them."""
         with self._database.write() as session:
             failures = session.get_one(ScreeningRow, claim.screening_id).failures + 1
             if failures >= max_failures:
-                self._fail(session, claim, "attempts_exhausted", detail, failures=failures)
+                self._fail(session, claim, reason, detail, failures=failures)
                 return
             old = _state(session, claim)
             values = {"detail": detail[:400], "failures": failures, "not_before": db_now(pause_s * 2 ** (failures - 1))}

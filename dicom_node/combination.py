@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dicom_node.bundle import REST, SUM
-from dicom_node.domain import Decision, NodeError, TargetResult, decided
+from dicom_node.domain import SITE, Decision, NodeError, TargetResult, decided
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,18 +83,19 @@ def results(
     """
     found = answers(manifest, outputs)
     return tuple(
-        _decide(target, found[target.name], (thresholds or {}).get(target.name, target.threshold))
-        for target in manifest.targets
+        _decide(target, found[target.name], (thresholds or {}).get(target.name)) for target in manifest.targets
     )
 
 
-def _decide(target: Target, answer: Answer, threshold: float) -> TargetResult:
+def _decide(target: Target, answer: Answer, of_site: float | None) -> TargetResult:
+    threshold = target.threshold if of_site is None else of_site
+    point = target.operating_point if of_site is None else SITE
     probability = sigmoid(answer.logit)
     decision = decided(probability, threshold)
     if target.disagreement is not None and disagreement(answer, threshold) > target.disagreement.bound:
         decision = Decision.INDETERMINATE
     members = {name: sigmoid(logit) for name, logit in answer.members.items()}
-    return TargetResult(target.name, probability, threshold, decision, members)
+    return TargetResult(target.name, probability, threshold, decision, members, point)
 
 
 def anomalies(manifest: Manifest, outputs: Outputs) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PICTURE_MARKS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # of PNG and JPEG
 MOST_PROCESSES = 16
 _PIXEL_GROUP = 0x7FE0
+_BULKY = 1 << 20  # bytes
 _DEEPEST = 16  # a Structured Report nests so; an image's header needs 4
 
 
@@ -136,7 +137,11 @@ def _header(instance: Dataset) -> Dataset:
     PixelError
         Its sequences nest deeper than an image's do.
     """
-    tags = [tag for tag in instance.keys() if tag.group != _PIXEL_GROUP]  # noqa: SIM118 - or each would be converted
+    tags = [
+        tag
+        for tag in instance.keys()  # noqa: SIM118 - or each would be converted
+        if tag.group != _PIXEL_GROUP and not _is_bulky(instance.get_item(tag))
+    ]
     header = Dataset({tag: instance.get_item(tag) for tag in tags})
     is_implicit_vr, is_little_endian = instance.original_encoding
     header.set_original_encoding(is_implicit_vr, is_little_endian, instance.original_character_set)
@@ -146,6 +151,12 @@ def _header(instance: Dataset) -> Dataset:
     except RecursionError as error:
         raise _too_deep() from error
     return header
+
+
+def _is_bulky(item: object) -> bool:
+    """A private element, an overlay or an icon of a size that nothing that is built of the header needs."""
+    value = getattr(item, "value", None)
+    return isinstance(value, bytes) and len(value) > _BULKY
 
 
 def _look_through(header: Dataset) -> None:

@@ -87,6 +87,7 @@ class Remark(StrEnum):
 
     POLARITY_MENDED = "polarity_mended"
     TURNED = "turned"  # by how many degrees, clockwise: "turned:90"
+    POSITION_UNCERTAIN = "position_uncertain"  # it seems turned or inverted, and was taken as it is
     WITHOUT_MEMBER = "without_member"  # which one: "without_member:jahan"
 
 
@@ -109,6 +110,9 @@ class Admission:
         return self.reason is None
 
 
+SITE = "site"  # the operating point of a threshold that the site has set
+
+
 class Decision(StrEnum):
     """What the bundle decides on one question; *indeterminate* where its members disagree too far to decide."""
 
@@ -127,6 +131,8 @@ class TargetResult:
     ----------
     members
         By member, the probability if that member were alone.
+    operating_point
+        What the threshold is: a name of the manifest's, or `SITE`.
     """
 
     target: str
@@ -134,6 +140,7 @@ class TargetResult:
     threshold: float
     decision: Decision
     members: Mapping[str, float] = field(default_factory=dict, compare=False)
+    operating_point: str = ""
 
     @property
     def flagged(self) -> bool:

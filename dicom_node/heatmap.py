@@ -22,13 +22,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 
 from dicom_node import uids
-from dicom_node.domain import Decision
+from dicom_node.domain import SITE, Decision
 from dicom_node.resize import shrunk
 from dicom_node.results import (
     check,
     equipment,
     find_target,
     local_time,
+    remark_texts,
     seal,
     series_and_maker,
     thresholds,
@@ -53,6 +54,7 @@ CAPTION = (
     "Colour: where the networks looked, relative to the strongest point; outline: half of that. "
     "Not the extent of disease."
 )
+ASKED = "Of the first question alone."
 SERIES_NUMBER = 9001
 SERIES_DESCRIPTION = "AI heatmap - RESEARCH, NOT FOR DIAGNOSTIC USE"
 
@@ -117,9 +119,15 @@ def layout(rows: int, columns: int, prediction: Prediction, manifest: Manifest, 
     header: list[Line] = []
     for result in prediction.targets:
         header += _answer(result, find_target(manifest, result.target).title, unit, inner)
-    made_by = f"Bundle {prediction.bundle}, release {prediction.release}, operating point {prediction.operating_point}"
+    points = dict.fromkeys(result.operating_point or prediction.operating_point for result in prediction.targets)
+    made_by = f"Bundle {prediction.bundle}, release {prediction.release}, operating point {', '.join(points)}"
     header += _wrapped(made_by, unit * 4 // 5, _QUIET, inner)
-    caption = _wrapped(CAPTION if prediction.maps else NO_HEATMAP, unit * 4 // 5, _QUIET, inner)
+    said = CAPTION if prediction.maps else NO_HEATMAP
+    if prediction.maps and len(prediction.targets) > 1:
+        said = f"{CAPTION} {ASKED}"
+    caption = _wrapped(said, unit * 4 // 5, _QUIET, inner)
+    for remark in remark_texts(prediction):
+        caption += _wrapped(remark, unit * 4 // 5, _TEXT, inner)
 
     top = _height(banner) + unit // 2 + _height(header) + unit
     area = max(height, 9 * unit) if prediction.maps else height
@@ -255,6 +263,8 @@ def _answer(result: TargetResult, title: str, unit: int, width: int) -> list[Lin
     if f"{result.probability:.3f}" == f"{result.threshold:.3f}" and result.probability != result.threshold:
         digits = 6  # or the picture would seem to contradict itself
     numbers = f"Probability {result.probability:.{digits}f}, threshold {result.threshold:.{digits}f}"
+    if result.operating_point == SITE:
+        numbers += " (set by this site)"
     return [
         *_wrapped(title[:LONGEST_TITLE], unit * 5 // 4, _TEXT, width),
         Line(result.decision.replace("_", " ").upper(), unit, _DECIDED[result.decision], chip=True),

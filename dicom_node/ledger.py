@@ -275,7 +275,10 @@ def log_transition(session: Session, screening_id: int, old: State | None, new: 
 
 def target_results(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
     """The answers as plain data, in the rows' order."""
-    return tuple(TargetResult(row.target, row.probability, row.threshold, _decision(row)) for row in outcomes)
+    return tuple(
+        TargetResult(row.target, row.probability, row.threshold, _decision(row), operating_point=row.operating_point)
+        for row in outcomes
+    )
 
 
 def _decision(row: OutcomeRow) -> Decision:

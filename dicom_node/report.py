@@ -38,6 +38,7 @@ from dicom_node.results import (
     finite,
     local_time,
     long_string,
+    remark_texts,
     seal,
     series_and_maker,
     thresholds,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from dicom_node.bundle import Manifest, Member
+    from dicom_node.bundle import Manifest, Member, Target
     from dicom_node.domain import Prediction, TargetResult
 
 SOP_CLASSES = {
@@ -235,8 +236,8 @@ def _target_group(
     target = find_target(manifest, result.target)
     question = Code(target.code.value, target.code.scheme, long_string(target.code.meaning))
     parameters = [
-        "rule=sigmoid of the weighted mean of the members' calibrated logits",
-        f"operating_point={prediction.operating_point}",
+        f"rule={_rule(target)}",
+        f"operating_point={result.operating_point or prediction.operating_point}",
         f"threshold={float(result.threshold)!r}",
         *(f"weight {name}={weight!r}" for name, weight in sorted(target.weights.items())),
     ]
@@ -256,7 +257,8 @@ def _target_group(
         qualitative_evaluations=[sr.QualitativeEvaluation(name=question, value=_ANSWERS[result.decision])],
     )
     more = group[0].ContentSequence
-    if prediction.maps:  # PS3.16 TID 1501 row 9d, for which highdicom has no argument
+    # It is drawn from the maps of the first question. TID 1501 row 9d, for which highdicom has no argument.
+    if prediction.maps and result is prediction.targets[0]:
         more.append(
             sr.ImageContentItem(
                 name=_VISUAL_EXPLANATION,
@@ -266,7 +268,20 @@ def _target_group(
             )
         )
     more.append(_comment(NOT_FOR_DIAGNOSIS))
+    more.extend(_comment(told) for told in remark_texts(prediction))
     return group
+
+
+def _rule(target: Target) -> str:
+    """How the members' outputs became the probability."""
+    told = {
+        "mean": "weighted mean of the members' calibrated logits",
+        "stacking": "weighted sum of the members' calibrated logits and an intercept",
+        "voting": "weighted share of the members whose calibrated logit is at least 0",
+    }[target.combination]
+    if (condition := target.condition) is not None:
+        told += f"; halved where {condition.target} is {condition.threshold:g}, less and less above"
+    return told + ("; scaled by a straight line in log-odds" if target.scaling is not None else "")
 
 
 def _member_group(

@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision, NodeError, decided
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision, NodeError, Remark, decided
 from dicom_node.normalise import CHARACTER_SET
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
     from dicom_node.bundle import Manifest, Target
     from dicom_node.domain import Prediction
+
+
+_REMARKS = {
+    str(Remark.POLARITY_MENDED): "The networks were shown the image inverted, as its polarity seemed wrong.",
+    str(Remark.TURNED): "The networks were shown the image turned by {} degrees clockwise.",
+    str(Remark.POSITION_UNCERTAIN): "The image seems turned or inverted; the networks were shown it as it is.",
+    str(Remark.WITHOUT_MEMBER): "Answered without {}, which gave no usable output.",
+}
 
 
 class ResultError(NodeError):
@@ -59,6 +67,16 @@ def check(prediction: Prediction, manifest: Manifest) -> None:
         plain = decided(probability, finite(result.threshold, f"threshold of {result.target}"))
         if result.decision not in (plain, Decision.INDETERMINATE):
             raise ResultError(f"{result.target}: {result.decision} contradicts probability and threshold")
+
+
+def remark_texts(prediction: Prediction) -> list[str]:
+    """What a reader of the answer must know of how it came about, as sentences."""
+    found = []
+    for remark in prediction.remarks:
+        kind, _, what = remark.partition(":")
+        text = _REMARKS.get(kind)
+        found.append(remark if text is None else text.format(what))
+    return found
 
 
 def find_target(manifest: Manifest, name: str) -> Target:

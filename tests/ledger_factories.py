@@ -31,7 +31,8 @@ def prediction(manifest):
         release=manifest.release,
         operating_point="balanced",
         targets=tuple(
-            TargetResult(target.name, 0.123456789012345, 0.5, Decision.NOT_FLAGGED) for target in manifest.targets
+            TargetResult(target.name, 0.123456789012345, 0.5, Decision.NOT_FLAGGED, operating_point="balanced")
+            for target in manifest.targets
         ),
         members={"zhang": {"p_cls": 0.1, "p_ano": -0.75, "p_avg": -0.025}},
     )

@@ -83,7 +83,9 @@ Area under the ROC curve with a 95 % percentile interval over bootstrap draws of
 together), and beside it that of the best of three random forests that see no lung; sensitivity and specificity with
 95 % Clopper-Pearson intervals over images, which are too narrow where one patient has several images.
 
-Two thresholds on each probability, fixed before `val` was scored: `balanced` (the default) has the largest sum of
+All shares count an image as positive where its probability is at or above the threshold, also where the members
+disagree so far that nothing is decided and it is not flagged; the last columns say how many those are. Two thresholds
+on each probability, fixed before `val` was scored: `balanced` (the default) has the largest sum of
 sensitivity and specificity, `high-sensitivity` a sensitivity of at least 95 %. `val` and `external` are held against
 these; out of fold, thresholds, weights and straight lines that are applied to a fold come from the other folds.
 
@@ -221,15 +223,22 @@ def _points(manifest: Mapping[str, Any]) -> str:
     for target in manifest["targets"]:
         apart = target.get("disagreement")
         for index, (name, point) in enumerate(target["operating_points"].items()):
-            undecided = (
-                f"{100 * apart['share']:.0f} % ({100 * apart['error_beyond']:.0f} % wrong; "
-                f"{100 * apart['error']:.0f} % of the others)"
-                if apart and not index
-                else ""
-            )
+            undecided = f"{100 * point['undecided']:.0f} %" if point.get("undecided") is not None else ""
+            if apart and not index:
+                undecided += (
+                    f" ({100 * apart['error_beyond']:.0f} % of them would be wrong, {100 * apart['error']:.0f} % of the "
+                    "others are)"
+                )
             shares = (_with_interval(point, kind) for kind in ("sensitivity", "specificity"))
-            rows.append((target["name"] if not index else "", name, f"{point['threshold']:.4f}", *shares, undecided))
-    head = ("question", "operating point", "threshold", "sensitivity", "specificity", "indeterminate")
+            least = point.get("flagged_sensitivity")
+            flagged = NOTHING if least is None else f"{least:.3f}"
+            rows.append(
+                (target["name"] if not index else "", name, f"{point['threshold']:.4f}", *shares, flagged, undecided)
+            )
+    head = (
+        "question", "operating point", "threshold", "sensitivity", "specificity",
+        "sensitivity, undecided counted as missed", "indeterminate",
+    )  # fmt: skip
     return "Measured out of fold on the images that they were chosen on:\n\n" + markdown_table(head, rows)
 
 

@@ -209,6 +209,12 @@ def _described(found: Sequence[Answer], positive: NDArray[np.bool_]) -> dict[str
             "error": float(wrong[~beyond].mean()),
             "error_beyond": float(wrong[beyond].mean()) if beyond.any() else 0.0,
         }
+        bound_of = described["disagreement"]["bound"]
+        for point in points.values():
+            left = np.array([disagreement(answer, point["threshold"]) > bound_of for answer in found])
+            flagged = (probability >= point["threshold"]) & ~left
+            point["undecided"] = float(left.mean())
+            point["flagged_sensitivity"] = float(flagged[positive].mean())
     return described
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicom_node.domain import DeclinedByPixelsError, DeclineReason, NodeError
+from dicom_node.domain import DeclinedByPixelsError, DeclineReason, NodeError, Remark
 from training.models.gate import FRONTAL, LATERAL, PART, TURNS
 
 if TYPE_CHECKING:
@@ -23,6 +24,25 @@ _SURE = 0.9
 _REASONS = {LATERAL: DeclineReason.LATERAL, PART: DeclineReason.NOT_CHEST}
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """By how many quarter turns anticlockwise an image was turned, and whether it was inverted, to stand right.
+
+    `uncertain`: it seems to stand wrong, and nothing that was tried made it right.
+    """
+
+    turns: int = 0
+    inverted: bool = False
+    uncertain: bool = False
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is said of it beside the answer."""
+        found = [Remark.POLARITY_MENDED.value] if self.inverted else []
+        found += [f"{Remark.TURNED}:{(4 - self.turns) % 4 * 90}"] if self.turns else []
+        return found + ([Remark.POSITION_UNCERTAIN.value] if self.uncertain else [])
+
+
 class Door:
     """A bundle's gate, and what follows from what it tells."""
 
@@ -36,19 +56,11 @@ class Door:
         """The member whose blocks it reads."""
         return self._described.reads
 
-    def sort(
-        self, batch: Any, maps_of: Callable[[Any], Sequence[Tensor]]
-    ) -> tuple[list[tuple[int, bool] | NodeError], Any]:
-        """What becomes of each image, and the batch of those let in, mended.
-
-        Returns
-        -------
-        Of each image, by how many quarter turns anticlockwise it was turned and whether it was inverted; or why it is
-        declined.
-        """
+    def sort(self, batch: Any, maps_of: Callable[[Any], Sequence[Tensor]]) -> tuple[list[Position | NodeError], Any]:
+        """How each image stands, or why it is declined; and the batch of those let in, mended."""
         told = self.tell(maps_of(batch))
         wrong = {index: how for index, how in enumerate(map(self._stands_wrong, *told)) if how is not None}
-        mended: dict[int, tuple[int, bool]] = {}
+        mended: dict[int, Position] = {}
         if wrong:
             tried = batch.only(list(wrong)).mended({at: _mend(*how) for at, how in enumerate(wrong.values())})
             again = self.tell(maps_of(tried))
@@ -56,17 +68,20 @@ class Door:
             for index, probabilities, distance in zip(wrong, *again, strict=True):
                 upright = self._described.kinds[int(np.argmax(probabilities))] == FRONTAL
                 if upright and self._why_not(probabilities, distance) is None:
-                    mended[index] = wrong[index]
-        verdicts: list[tuple[int, bool] | NodeError] = []
+                    mended[index] = Position(*wrong[index])
+        verdicts: list[Position | NodeError] = []
         for index, (probabilities, distance) in enumerate(zip(*told, strict=True)):
             if index in mended:
                 verdicts.append(mended[index])
             else:
-                verdicts.append(self._why_not(probabilities, distance) or (0, False))
+                seems = self._described.kinds[int(np.argmax(probabilities))]
+                verdicts.append(self._why_not(probabilities, distance) or Position(uncertain=seems != FRONTAL))
         let_in = [index for index, verdict in enumerate(verdicts) if not isinstance(verdict, NodeError)]
         if len(let_in) < len(verdicts):
             batch = batch.only(let_in)
-        changed = {at: _mend(*mended[index]) for at, index in enumerate(let_in) if index in mended}
+        changed = {
+            at: _mend(mended[index].turns, mended[index].inverted) for at, index in enumerate(let_in) if index in mended
+        }
         return verdicts, batch.mended(changed) if changed else batch
 
     def tell(self, maps: Sequence[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -76,14 +91,14 @@ class Door:
 
     def _why_not(self, probabilities: NDArray[np.float64], distance: float) -> DeclinedByPixelsError | None:
         frontal = float(probabilities[self._frontal].sum())
-        if frontal < self._described.threshold:
+        if not frontal >= self._described.threshold:
             kinds = [k for k, inside in zip(self._described.kinds, self._frontal, strict=True) if not inside]
             kind = kinds[int(np.argmax(probabilities[~self._frontal]))]
             return DeclinedByPixelsError(
                 _REASONS.get(kind, DeclineReason.NOT_CXR),
                 f"the pixels look like: {kind} (probability of a frontal chest X-ray {frontal:.3f})",
             )
-        if distance > self._described.distance:
+        if not distance <= self._described.distance:
             return DeclinedByPixelsError(
                 DeclineReason.NOT_CXR,
                 f"the pixels are unlike all that the bundle knows (distance {distance:.1f}, at most "

@@ -15,7 +15,7 @@ from dicom_node.bundle import read_manifest
 from dicom_node.domain import BundleError, NodeError, Prediction, Remark
 from training.models.efficientnet_lite import stage_maps
 from training.models.preprocess import square
-from workers.door import Door
+from workers.door import Door, Position
 from workers.golden import check_golden
 from workers.loading import load_gate, load_members
 from workers.saliency import member_maps
@@ -188,23 +188,28 @@ class Ensemble:
         except RuntimeError as error:
             if self._device.type == "cpu":
                 raise
-            raise DeviceError(f"{self._device} failed: {type(error).__name__}") from error
+            try:
+                self._expect_device()
+            except RuntimeError as lost:
+                raise DeviceError(f"{self._device} failed: {type(error).__name__}") from lost
+            raise  # the device is in order: the fault is the image's, or ours
 
     def _predict(
         self, images: Sequence[Squares], thresholds: Mapping[str, float] | None
     ) -> list[Prediction | NodeError]:
         batch = _Batch(images, self._device)
         found: list[Prediction | NodeError | None] = [None] * len(images)
-        shown = [(index, 0, False) for index in range(len(images))]  # index, quarter turns, inverted
+        shown = [(index, Position()) for index in range(len(images))]
         if self._door is not None:
             reader = next(member for member in self._members if member.name == self._door.reads)
-            verdicts, batch = self._door.sort(batch, lambda each: self._maps(reader, each))
+            # In float32, as it was fitted: its distance is finer than what bfloat16 leaves of the maps.
+            verdicts, batch = self._door.sort(batch, lambda each: self._maps(reader, each, half=False))
             shown = []
             for index, verdict in enumerate(verdicts):
                 if isinstance(verdict, NodeError):
                     found[index] = verdict
                 else:
-                    shown.append((index, *verdict))
+                    shown.append((index, verdict))
         if not shown:
             return [each for each in found if each is not None]
         asked = [self._ask(member, batch) for member in self._members]
@@ -213,19 +218,18 @@ class Ensemble:
             for at in range(len(shown))
         ]
         answers = [self._answer(scores, thresholds) for scores in rows]
-        maps = self._draw_maps([seen for _, seen in asked], answers, [turns for _, turns, _ in shown])
-        for at, (index, turns, inverted) in enumerate(shown):
+        maps = self._draw_maps([seen for _, seen in asked], rows, answers, [position.turns for _, position in shown])
+        for at, (index, position) in enumerate(shown):
             answer = answers[at]
             if isinstance(answer, NodeError):
                 found[index] = answer
                 continue
-            remarks = [*([Remark.POLARITY_MENDED.value] if inverted else [])]
-            remarks += [f"{Remark.TURNED}:{(4 - turns) % 4 * 90}"] if turns else []
+            remarks = [*position.remarks]
             remarks += [f"{Remark.WITHOUT_MEMBER}:{m.name}" for m in self._members if m.name not in rows[at]]
             found[index] = Prediction(
                 bundle=self.manifest.name,
                 release=self.manifest.release,
-                operating_point=self.manifest.targets[0].operating_point,
+                operating_point=answer[0].operating_point,
                 targets=answer,
                 members=rows[at],
                 maps=tuple(maps[at]),
@@ -239,10 +243,10 @@ class Ensemble:
         except combination.AnswerError as error:
             return error
 
-    def _maps(self, member: LoadedMember, batch: _Batch) -> list[Tensor]:
+    def _maps(self, member: LoadedMember, batch: _Batch, *, half: bool) -> list[Tensor]:
         """The maps of the levels that the member reads of the blocks that it shares."""
         assert member.shared is not None and member.network.blocks is not None  # noqa: PT018, S101 - the caller looked
-        maps = batch.maps(member.shared, member.transform, half=member.half)
+        maps = batch.maps(member.shared, member.transform, half=half)
         return [maps[level] for level in member.network.blocks.levels]
 
     def _ask(self, member: LoadedMember, batch: _Batch) -> tuple[list[dict[str, float] | None], dict[str, Tensor]]:
@@ -252,6 +256,8 @@ class Ensemble:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError) as error:
+            if "alloc" in str(error) and self._device.type == "cpu":  # torch has no error of its own for it
+                raise MemoryError from error
             self._expect_device()
             log.warning("member %s threw: %s", member.name, type(error).__name__)
             if len(batch) > 1:  # it may be one image's fault
@@ -270,7 +276,7 @@ class Ensemble:
             if member.shared is None:
                 intermediates = network.embed(inputs)
             else:
-                intermediates = network.embed_maps(inputs, self._maps(member, batch))
+                intermediates = network.embed_maps(inputs, self._maps(member, batch, half=member.half))
             outputs = network.judge(intermediates)
         named = network.scores(outputs)
         values = torch.stack([named[name] for name in network.score_names], dim=1).cpu().tolist()
@@ -282,7 +288,7 @@ class Ensemble:
             torch.ones(2, device=self._device).sum().item()
 
     def _draw_maps(
-        self, seen: Sequence[dict[str, Tensor]], answers: Sequence[Any], turns: Sequence[int]
+        self, seen: Sequence[dict[str, Tensor]], rows: Sequence[Scores], answers: Sequence[Any], turns: Sequence[int]
     ) -> list[list[MemberMap]]:
         """Each image's maps; those that take long are drawn on a CPU of images that are flagged only."""
         found: list[list[MemberMap]] = [[] for _ in answers]
@@ -291,7 +297,9 @@ class Ensemble:
             wanted = [
                 at
                 for at, answer in enumerate(answers)
-                if not isinstance(answer, NodeError) and (not sparing or any(one.flagged for one in answer))
+                if not isinstance(answer, NodeError)
+                and (not sparing or any(one.flagged for one in answer))
+                and member.name in rows[at]
             ]
             if not wanted or not intermediates:
                 continue

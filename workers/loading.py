@@ -101,8 +101,9 @@ def _load_member(folder: Path, member: bundle.Member) -> LoadedMember:
     try:
         network = build(member.architecture, member.options)
         transform = Preprocess.from_manifest(member.preprocessing)
-    except ValueError as error:
-        raise BundleError(f"{folder}: member {member.name}: {error}") from error
+    except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise BundleError(f"{folder}: member {member.name}: {told}") from error
     for target, scaling in member.calibration.items():
         if unknown := [name for name in scaling.outputs if name not in network.score_names]:
             raise BundleError(f"{folder}: member {member.name}: {target} is calibrated on unknown {unknown[0]}")

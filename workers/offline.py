@@ -19,7 +19,7 @@ from rich.table import Column, Table
 
 from dicom_node.combination import anomalies
 from dicom_node.decoding import PICTURE_MARKS, Wanted, decode, decoders
-from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError
+from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError, place_of
 from dicom_node.heatmap import draw_heatmap
 from dicom_node.products import build_products
 from workers.loop import load_ensemble
@@ -78,7 +78,7 @@ class _Answer:
                     "threshold": result.threshold,
                     "decision": result.decision,
                     "flagged": result.flagged,
-                    "operating_point": found.operating_point,
+                    "operating_point": result.operating_point,
                     "members": dict(result.members),
                 }
                 for result in found.targets
@@ -169,8 +169,7 @@ def _screened(
             answers.append(_opened(*decoding.popleft()))
             decoding.extend((path, children.submit(decode, path, wanted, settings)) for path in islice(coming, 1))
         asked = [answer for answer in answers if answer.decoded is not None and answer.admitted]
-        found = ensemble.predict([answer.decoded.squares for answer in asked if answer.decoded is not None])
-        for answer, one in zip(asked, found, strict=True):
+        for answer, one in zip(asked, _predicted(ensemble, asked), strict=True):
             if isinstance(one, DeclinedByPixelsError):
                 answer.admitted, answer.reason, answer.detail = False, one.reason, str(one)
             elif isinstance(one, NodeError):
@@ -178,6 +177,25 @@ def _screened(
             else:
                 answer.prediction = one
         yield answers
+
+
+def _predicted(ensemble: Ensemble, asked: Sequence[_Answer]) -> list[Prediction | NodeError]:
+    """An error that nobody foresaw is held against the one image that it comes back with."""
+    squares = [answer.decoded.squares for answer in asked if answer.decoded is not None]
+    try:
+        return ensemble.predict(squares)
+    except (NodeError, MemoryError):
+        raise
+    except Exception:
+        found: list[Prediction | NodeError] = []
+        for one in squares:
+            try:
+                found += ensemble.predict([one])
+            except (NodeError, MemoryError):
+                raise
+            except Exception as error:
+                found.append(NodeError(place_of(error)))
+        return found
 
 
 def _opened(path: Path, future: Future[Decoded]) -> _Answer:
@@ -198,7 +216,7 @@ def _opened(path: Path, future: Future[Decoded]) -> _Answer:
     except OSError as error:
         answer.error = f"cannot be opened: {error.strerror}"
     except Exception as error:
-        answer.error = f"{type(error).__name__}: {error}"
+        answer.error = place_of(error)
     return answer
 
 
@@ -228,6 +246,8 @@ def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -
         answer.error = str(error)
     except OSError as error:
         answer.error = f"{error.filename or out}: {error.strerror}"
+    except Exception as error:  # highdicom raises many kinds on odd headers
+        answer.error = place_of(error)
 
 
 def _row(answer: _Answer) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import deque
+from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from dicom_node.decoding import Wanted, decode
 from dicom_node.domain import (
     BundleError,
     DeclinedByPixelsError,
+    DecoderError,
     LostLeaseError,
     MemberMap,
     NodeError,
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 # Enough for the children to decode and to report while the networks run; few enough for a live image not to wait long.
 _CPU_CLAIMS, _GPU_CLAIMS = 4, 128
 _PAUSE_AFTER_FAULT_S = 1.0
+_LOOK_S = 1.0
+_MOST_CHILDREN = 2  # that one image may cost
 _NO_IMAGES_FAULT = (OSError, SQLAlchemyError, DeviceError, BundleError)
 
 
@@ -173,27 +176,39 @@ class Screener:
         """Children decode and build results while the networks run on what is decoded: as many as there are by then."""
         settings = self._settings
         wanted = Wanted(self._ensemble.squares, settings.heatmap_size, settings.max_pixels)
-        decoding = deque(
+        decoding = [
             (claim, self._children.submit(decode, self._archive.locate(claim.path), wanted)) for claim in held.values()
-        )
-        building: deque[tuple[Claim, Future[Any]]] = deque()
+        ]
+        building: list[tuple[Claim, Future[Any]]] = []
         try:
             while decoding and not stopping():
                 jobs = self._take_decoded(decoding, held)
-                building.extend(self._predict(jobs, held))
-                while building and building[0][1].done():
-                    self._save_results(*building.popleft(), held)
-            while building:
-                self._save_results(*building.popleft(), held)
+                building += self._predict(jobs, held)
+                self._save_built(building, held)
         finally:
-            for _, future in (*decoding, *building):
+            for _, future in decoding:
                 future.cancel()
+        while building:
+            self._await_first([future for _, future in building])
+            self._save_built(building, held)
 
-    def _take_decoded(self, decoding: deque[tuple[Claim, Future[Decoded]]], held: dict[int, Claim]) -> list[_Job]:
-        """The first image in line, once it is decoded, and those behind it that are by then."""
+    def _await_first(self, futures: Sequence[Future[Any]]) -> None:
+        """One of them is done; the watchdog is told meanwhile, as each child has a limit of its own."""
+        while not wait(futures, _LOOK_S, FIRST_COMPLETED).done:
+            self._step()
+
+    def _save_built(self, building: list[tuple[Claim, Future[Any]]], held: dict[int, Claim]) -> None:
+        """The results that are built by now are saved."""
+        for claim, future in [one for one in building if one[1].done()]:
+            building.remove((claim, future))
+            self._save_results(claim, future, held)
+
+    def _take_decoded(self, decoding: list[tuple[Claim, Future[Decoded]]], held: dict[int, Claim]) -> list[_Job]:
+        """What is decoded by now, in line, and at least one: nobody waits behind an image whose child loops."""
+        self._await_first([future for _, future in decoding])
         jobs: list[_Job] = []
-        while decoding and len(jobs) < self._ensemble.batch_size and (not jobs or decoding[0][1].done()):
-            claim, future = decoding.popleft()
+        for claim, future in [one for one in decoding if one[1].done()][: self._ensemble.batch_size]:
+            decoding.remove((claim, future))
             with self._guarded(claim, held):
                 try:
                     jobs.append(_Job(claim, future.result()))
@@ -288,6 +303,8 @@ class Screener:
                 log.warning("screening %d: %s", claim.screening_id, error)
                 if error.permanent:
                     self._claims.fail(claim, error)
+                elif isinstance(error, DecoderError):  # once may be chance, twice is not
+                    self._count(claim, str(error), most=_MOST_CHILDREN, reason=error.reason)
                 else:
                     self._count(claim, str(error))
             except MemoryError as error:  # perhaps of this image: it counts
@@ -303,16 +320,22 @@ class Screener:
             log.warning("%s; its result is dropped", error)
         held.pop(claim.screening_id, None)
 
-    def _count(self, claim: Claim, detail: str) -> None:
+    def _count(self, claim: Claim, detail: str, *, most: int = 0, reason: str = "attempts_exhausted") -> None:
         settings = self._settings
-        self._claims.count_failure(claim, detail, max_failures=settings.max_attempts, pause_s=settings.retry_base_s)
+        self._claims.count_failure(
+            claim,
+            detail,
+            max_failures=min(most or settings.max_attempts, settings.max_attempts),
+            pause_s=settings.retry_base_s,
+            reason=reason,
+        )
 
     def _check_release(self, claim: Claim) -> None:
         have, wanted = self._ensemble.manifest, claim.manifest
         if have != wanted:
             raise BundleError(
                 f"the worker has {have.name} {have.release}, the ledger asks for {wanted.name} {wanted.release}: "
-                "the bundle was changed, start the node again"
+                "the bundle was changed, the worker starts again"
             )
 
 

@@ -105,7 +105,7 @@ def test_what_never_ends_is_killed_and_the_next_call_is_on_time(impatient, tmp_p
     error = refusal(late)
     assert error.reason == "decoder_timeout"
     assert "decode_timeout_s = 0.5" in str(error)
-    assert error.permanent
+    assert not error.permanent, "once may be chance"
     assert after.result() != os.getpid()
     assert gone(int((tmp_path / "pid").read_text()))
 

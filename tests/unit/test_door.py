@@ -20,9 +20,9 @@ def telling(ensemble, monkeypatch, look, distance=1.0):
     squares = []
     maps = ensemble._maps
 
-    def seen(member, batch):
+    def seen(member, batch, *, half):
         squares.append([image[member.transform.square] for image in batch.images])
-        return maps(member, batch)
+        return maps(member, batch, half=half)
 
     def tell(_maps):
         kinds = [look(square) for square in squares[-1]]
@@ -106,7 +106,15 @@ def test_an_image_that_stands_no_better_when_turned_is_taken_as_it_is(ensemble, 
     telling(ensemble, monkeypatch, lambda _: FRONTALS[1])
     (found,) = ensemble.predict_images([marked()])
     assert isinstance(found, Prediction)
-    assert found.remarks == ()
+    assert found.remarks == ("position_uncertain",)
+
+
+def test_a_gate_that_tells_no_numbers_lets_nothing_in(ensemble, monkeypatch):
+    telling(ensemble, monkeypatch, lambda _: FRONTAL, distance=np.nan)
+    assert isinstance(ensemble.predict_images(images(1))[0], DeclinedByPixelsError)
+    nothing = np.full((1, len(KINDS)), np.nan), np.ones(1)
+    monkeypatch.setattr(ensemble._door, "tell", lambda _: nothing)
+    assert isinstance(ensemble.predict_images(images(1))[0], DeclinedByPixelsError)
 
 
 def test_the_gate_reads_the_maps_that_the_members_read(tmp_path):

@@ -17,6 +17,7 @@ from dicom_node.archive import ArchivedFile
 from dicom_node.claims import Claims, Product, StoredMap
 from dicom_node.database import Database
 from dicom_node.domain import (
+    SITE,
     Decision,
     DeclineReason,
     DeliveryError,
@@ -310,14 +311,15 @@ def test_decisions_and_remarks_come_back_and_what_is_indeterminate_is_not_flagge
     given = replace(
         prediction(two),
         targets=tuple(
-            TargetResult(target.name, 0.75, 0.5, decision)
-            for target, decision in zip(two.targets, decisions, strict=True)
+            TargetResult(target.name, 0.75, 0.5, decision, operating_point=point)
+            for target, decision, point in zip(two.targets, decisions, ("balanced", SITE), strict=True)
         ),
         remarks=(Remark.POLARITY_MENDED, f"{Remark.TURNED}:90"),
     )
     claims.save_prediction(claim, given, [])
     found = claims.load_prediction(claim).prediction
     assert found.targets == given.targets
+    assert found.targets[1].operating_point == "site"
     assert found.remarks == ("polarity_mended", "turned:90")
     assert ledger.summary("1.2.1").targets == given.targets
     with database.read() as session:

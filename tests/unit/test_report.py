@@ -369,3 +369,27 @@ def test_an_undecided_question_is_answered_undetermined(source: Dataset) -> None
     _, report = results(source, prediction(targets=undecided))
     answers = [item.ConceptCodeSequence[0] for item in items(report, "CODE") if name_of(item)[0] == "840539006"]
     assert [(code.CodeValue, code.CodingSchemeDesignator) for code in answers] == [("373068000", "SCT")]
+
+
+def test_what_was_done_to_the_image_stands_in_the_report_and_on_the_heatmap(source: Dataset) -> None:
+    answer = prediction(remarks=("polarity_mended", "turned:90", "without_member:jahan"))
+    heatmap, report = results(source, answer)
+    comments = [item.TextValue for item in items(report, "TEXT")]
+    for told in ("inverted, as its polarity", "turned by 90 degrees clockwise", "Answered without jahan"):
+        assert sum(told in comment for comment in comments) == 1
+    plain, _ = results(source, prediction())
+    assert heatmap.Rows > plain.Rows, "three more lines under the picture"
+
+
+def test_a_sites_threshold_is_called_one(source: Dataset) -> None:
+    of_site = (TargetResult("covid", 0.4, 0.35, Decision.FLAGGED, operating_point="site"),)
+    _, report = results(source, prediction(targets=of_site))
+    parameters = [item.TextValue for item in items(report, "TEXT")]
+    assert "operating_point=site" in parameters
+    assert "operating_point=balanced" not in parameters
+
+
+def test_the_picture_explains_the_first_question_alone(source: Dataset) -> None:
+    two = manifest(targets=(target(), target("pneumonia", 0.3)))
+    _, report = results(source, prediction(targets=two_results()), two)
+    assert len([item for item in items(report, "IMAGE") if name_of(item)[0] == "130401"]) == 1

@@ -1,7 +1,7 @@
 """The worker's way with its claims, above all where something fails; the network is a fake that can be made to fail."""
 
 import time
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,13 +20,17 @@ from dicom_node.domain import (
     Decision,
     DeclinedByPixelsError,
     DeclineReason,
+    DecoderError,
     MemberMap,
     Prediction,
     TargetResult,
 )
 from dicom_node.ledger import Ledger
+from dicom_node.pixels import render
+from dicom_node.releases import Releases
+from dicom_node.resize import square
 from dicom_node.results import encode
-from dicom_node.tables import ObjectRow, ScreeningRow, TransitionRow
+from dicom_node.tables import ObjectRow, OutcomeRow, ScreeningRow, TransitionRow
 from tests.ledger_factories import received
 from tests.result_factories import manifest
 from workers.ensemble import DeviceError
@@ -40,11 +44,13 @@ class FakeEnsemble:
         self.manifest = manifest()
         self.fault = fault
         self.asked = 0
+        self.thresholds = []
         self.squares = ((8, 0),)
         self.batch_size = 1
 
     def predict(self, images, thresholds=None):
         assert [set(squares) for squares in images] == [set(self.squares)] * len(images)
+        self.thresholds.append(thresholds)
         self.asked += 1
         if self.fault is not None:
             self.fault()
@@ -55,12 +61,17 @@ class FakeEnsemble:
                 bundle=self.manifest.name,
                 release=self.manifest.release,
                 operating_point=target.operating_point,
-                targets=(TargetResult(target.name, 0.75, target.threshold, Decision.FLAGGED),),
+                targets=(TargetResult(target.name, told(squares[8, 0]), target.threshold, Decision.INDETERMINATE),),
                 members={"zhang": {"p_cls": 0.7}, "basu": {"p_cls": 0.8}},
                 maps=(found,),
             )
-            for _ in images
+            for squares in images
         ]
+
+
+def told(square):
+    """A probability that tells one image from another."""
+    return float(square.mean())
 
 
 class Bench:
@@ -164,7 +175,7 @@ def test_a_lost_device_gives_the_film_back_and_ends_the_worker(bench):
 def test_a_bundle_that_was_changed_under_the_node_answers_nothing(bench):
     ensemble = FakeEnsemble()
     ensemble.manifest = manifest().model_copy(update={"release": "other"})
-    with pytest.raises(BundleError, match="start the node again"):
+    with pytest.raises(BundleError, match="the worker starts again"):
         bench.screen(ensemble)
     assert ensemble.asked == 0
     assert (bench.row().state, bench.row().failures) == ("waiting", 0)
@@ -295,6 +306,43 @@ def test_a_worker_takes_a_batch_and_every_film_of_it_is_reported(bench):
     bench.more(3)
     assert bench.screener(FakeEnsemble(), batch_size=8).screen_next() == 4
     assert states(bench) == ["withheld"] * 4
+
+
+def test_each_film_gets_its_own_answer_whatever_else_is_in_its_batch(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(4)
+    bench.archive.locate(bench.claim.path).write_bytes(b"no film")
+    ensemble = FakeEnsemble()
+    ensemble.batch_size = 3
+    bench.screener(ensemble, batch_size=8).screen_next()
+    expected = [told(square(render(phantom_dataset(number), max_pixels=10**7), 8)) for number in range(2, 6)]
+    with bench.database.read() as session:
+        found = session.scalars(select(OutcomeRow.probability).order_by(OutcomeRow.screening_id)).all()
+    assert found == pytest.approx(expected)
+    assert len(set(found)) == 4
+    assert states(bench) == ["failed"] + ["withheld"] * 4
+
+
+def test_a_sites_threshold_reaches_the_networks(bench):
+    Releases(bench.database).set_threshold(manifest(), "covid", 0.125, set_by="a radiologist", basis="our films")
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    ensemble = FakeEnsemble()
+    bench.screener(ensemble).screen_next()
+    assert ensemble.thresholds == [{"covid": 0.125}]
+
+
+def test_a_film_whose_child_is_lost_twice_fails_by_name(bench, monkeypatch):
+    def lost(*_):
+        future = Future()
+        future.set_exception(DecoderError("decoder_timeout", "too slow", permanent=False))
+        return future
+
+    monkeypatch.setattr(bench.children, "submit", lost)
+    bench.screen(FakeEnsemble())
+    assert (bench.row().state, bench.row().failures) == ("waiting", 1)
+    time.sleep(0.1)
+    bench.screen(FakeEnsemble(), bench.claims.claim("worker", 60))
+    assert (bench.row().state, bench.row().reason) == ("failed", "decoder_timeout")
 
 
 def test_one_bad_film_of_a_batch_fails_alone(bench):
