@@ -226,8 +226,8 @@ def _points(manifest: Mapping[str, Any]) -> str:
             undecided = f"{100 * point['undecided']:.0f} %" if point.get("undecided") is not None else ""
             if apart and not index:
                 undecided += (
-                    f" ({100 * apart['error_beyond']:.0f} % of them would be wrong, {100 * apart['error']:.0f} % of the "
-                    "others are)"
+                    f" ({100 * apart['error_beyond']:.0f} % of them would be wrong, {100 * apart['error']:.0f} % of "
+                    "the others are)"
                 )
             shares = (_with_interval(point, kind) for kind in ("sensitivity", "specificity"))
             least = point.get("flagged_sensitivity")
