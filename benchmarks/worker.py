@@ -145,7 +145,7 @@ def _bare(asked: argparse.Namespace) -> dict[str, float]:
                 outputs, _ = network(inputs)
             torch.stack(list(network.scores(outputs).values())).cpu()
 
-    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for _ in range(_WARM):
             once()
         batches = -(-asked.images // size)

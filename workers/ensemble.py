@@ -181,7 +181,8 @@ class Ensemble:
     def _calm(self) -> Iterator[None]:
         """No gradients; no TensorFloat-32, which would cost the agreement of scores between devices and batches."""
         try:
-            with torch.no_grad(), torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            # `flags` turns cuDNN off unless it is told not to.
+            with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
                 yield
         except torch.OutOfMemoryError:
             raise

@@ -242,3 +242,17 @@ def test_a_gate_needs_a_member_with_blocks(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="nobody, which is no member"):
         Ensemble.load(folder)
+
+
+def test_cudnn_is_in_use_while_networks_run_and_tensorfloat_is_not(ensemble, monkeypatch):
+    seen = []
+    predict = ensemble._predict
+
+    def look(*arguments):
+        cudnn = torch.backends.cudnn
+        seen.append((cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32))
+        return predict(*arguments)
+
+    monkeypatch.setattr(ensemble, "_predict", look)
+    ensemble.predict_images(images(1))
+    assert seen == [(True, True, False)]
