@@ -23,6 +23,9 @@ FILMS = ("RG1_J2KI.dcm", "rsna_sc_cr_chest.dcm")
 OTHERS = ("RG2_JLSL.dcm", "RG2_JPLL.dcm", "RG2_JPLY.dcm", "RG3_J2KI.dcm")
 
 
+CLOSE = 1e-5  # of scores between two runs on a CPU, and between processes; the PACS keeps the first of equal reports
+
+
 @pytest.fixture(scope="module")
 def films(node, orthanc, data_dir):
     """Both films were sent to the PACS, as a modality does, and to the node, as the PACS's auto-routing does."""
@@ -115,15 +118,15 @@ def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_
         assert [outcome.target for outcome in outcomes] == list(line["targets"])
         for outcome in outcomes:
             answer = line["targets"][outcome.target]
-            assert (outcome.probability, outcome.threshold, outcome.decision, outcome.flagged) == (
-                answer["probability"],
+            assert outcome.probability == pytest.approx(answer["probability"], abs=CLOSE)
+            assert (outcome.threshold, outcome.decision, outcome.flagged) == (
                 answer["threshold"],
                 answer["decision"],
                 answer["flagged"],
             )
         outcome = outcomes[0]
-        assert (line["probability"], line["threshold"], line["decision"], line["flagged"]) == (
-            outcome.probability,
+        assert line["probability"] == line["targets"]["covid19"]["probability"]
+        assert (line["threshold"], line["decision"], line["flagged"]) == (
             outcome.threshold,
             outcome.decision,
             outcome.flagged,
@@ -131,11 +134,13 @@ def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_
         ledger_members = {}
         for row in outputs:
             ledger_members.setdefault(row.member, {})[row.output] = row.value
-        assert ledger_members == line["members"]
+        assert ledger_members.keys() == line["members"].keys()
+        for name, outputs_of in ledger_members.items():
+            assert outputs_of == pytest.approx(line["members"][name], rel=CLOSE, abs=CLOSE)
 
         numbers = told["numbers"]
         assert outcome.probability == pytest.approx(
-            next(value for (_, name), value in numbers.items() if name == "Probability"), rel=1e-6
+            next(value for (_, name), value in numbers.items() if name == "Probability"), abs=CLOSE
         )
         assert outcome.threshold == pytest.approx(
             next(value for (_, name), value in numbers.items() if name == "Threshold Value"), rel=1e-6
@@ -147,7 +152,7 @@ def test_report_ledger_and_screen_json_agree(node, orthanc, films, offline, tmp_
             told_of_member = {what: value for (subject, what), value in numbers.items() if subject == titles[name]}
             plain = {output: value for output, value in outputs_of.items() if not output.startswith("logit_")}
             expected = {output_code(output).meaning: value for output, value in plain.items()}
-            assert told_of_member == pytest.approx(expected, rel=1e-6)
+            assert told_of_member == pytest.approx(expected, rel=CLOSE, abs=CLOSE)
 
         held = {entry.sop_instance_uid for entry in objects if entry.kind != "map"}
         in_pacs = {
