@@ -22,9 +22,9 @@ MOST_LOST, LEAST_DECLINED = 0.02, 0.95  # of frontal X-rays, and of what is none
 _HOW = (
     "Before anything is scored, a gate declines what it does not take for a frontal chest X-ray. Every image below was "
     "judged by a gate that had not been fitted on its patient or, if drawn, on its family of drawings. Intervals are "
-    "Clopper-Pearson over images; kinds are never pooled, as the share of each in practice is not known. The limits of the "
-    "gate were chosen on the frontal X-rays out of fold, of which they therefore lose few; the gate that is shipped was "
-    "fitted on all but `val` and `external`, with every lateral and slice."
+    "Clopper-Pearson over images; kinds are never pooled, as the share of each in practice is not known. The limits of "
+    "the gate were chosen on the frontal X-rays out of fold, of which they therefore lose few; the gate that is "
+    "shipped was fitted on all but `val` and `external`, with every lateral and slice."
 )
 _MADE = (
     "**Real** are the frontal X-rays, the laterals and the CT slices; their turned, mirrored and inverted versions are "
