@@ -28,6 +28,7 @@ from dicom_node.config import Settings
 from dicom_node.database import Database
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.doctor import machine, stores
+from dicom_node.doctor.finding import ok
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from tests.conftest import missing
@@ -47,6 +48,7 @@ CHECKS = [
     "archive owner",
     "bundle",
     "device",
+    "networks",
     "clock",
     "listener",
     "peer pacs",
@@ -57,6 +59,12 @@ CHECKS = [
 def _a_synchronised_machine(monkeypatch):
     """What the kernel says of this machine's clock is no matter of the node's."""
     monkeypatch.setattr(machine, "kernel_is_synchronised", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def _networks_that_were_asked_elsewhere(monkeypatch):
+    """Loading them takes seconds each time; tests/unit/test_doctor.py asks real ones."""
+    monkeypatch.setattr(machine, "networks", lambda *_: [ok("networks", "not asked")])
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 import ctypes
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from dicom_node.doctor import machine, network
 from dicom_node.doctor.finding import Level, failure_of, ok
 from dicom_node.domain import BundleError
 from tests.conftest import missing
+from tests.ensemble_factories import write_ensemble
 from tests.factories import chest_dataset
 from tests.result_factories import results
 
@@ -264,3 +266,25 @@ def test_it_loads_no_torch():
     code = "import sys, dicom_node.doctor; print('torch' in sys.modules, 'celery' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_device_is_asked_for_the_golden_scores_of_the_bundle(tmp_path, monkeypatch):
+    folder = write_ensemble(tmp_path / "bundle", golden=True)
+    (finding,) = machine.networks(settings(), folder)
+    assert finding == ok("networks", "cpu gives the golden scores of random 0.2 back")
+    content = json.loads((folder / "golden.json").read_text())
+    content[0]["scores"]["zhong"]["p_normal"] += 0.5
+    text = json.dumps(content).encode()
+    (folder / "golden.json").write_bytes(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["golden"]["sha256"] = hashlib.sha256(text).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (fault,) = machine.networks(settings(), folder)
+    assert fault.level is Level.FAILURE
+    assert "p_normal of zhong, image 1 is off by 0.5" in fault.what
+    del manifest["golden"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (finding,) = machine.networks(settings(), folder)
+    assert "holds no golden images" in finding.what
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    assert list(machine.networks(settings(), folder)) == []
