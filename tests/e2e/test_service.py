@@ -159,9 +159,9 @@ def test_servers_that_are_down_at_the_start_are_waited_for(orthanc, tmp_path):
             service.stop()
 
 
-def test_a_step_that_hangs_ends_its_process_and_at_last_the_image(tmp_path, postgres_server, redis_server):
+def test_a_child_that_hangs_is_ended_and_at_last_the_image_fails(tmp_path, postgres_server, redis_server):
     """The archived file is replaced by a pipe that nobody writes to; reading it never returns."""
-    service = Service(tmp_path / "node", postgres_server, redis_server, **SHORT, step_timeout_s=1.5, max_attempts=2)
+    service = Service(tmp_path / "node", postgres_server, redis_server, **SHORT, decode_timeout_s=1.5)
     hanging, path = film(tmp_path)
     good, other = film(tmp_path, 1)
     try:
@@ -174,9 +174,9 @@ def test_a_step_that_hangs_ends_its_process_and_at_last_the_image(tmp_path, post
         service.start(["worker"])
         assert dcmsend(service.port, other)[0] == 0
         summary = service.await_ended(hanging.SOPInstanceUID, timeout_s=120)
-        assert (summary.state, summary.reason) == ("failed", "attempts_exhausted")
+        assert (summary.state, summary.reason) == ("failed", "decoder_timeout")
         assert service.await_ended(good.SOPInstanceUID).state == "withheld"
-        assert "Timeout" in service.logs
+        assert service.logs.count("decoding took longer than decode_timeout_s = 1.5") == 2
     finally:
         service.stop()
 
