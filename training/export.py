@@ -101,9 +101,9 @@ def export(
     """`out` is a bundle of the experiments' final networks, with its scores, evaluation, page and model card.
 
     Calibration, weights, thresholds and reference distributions come from the out-of-fold scores of `train`
-    (`training.targets` says of which). What is written was trained and
-    fitted on nothing of `val` and `external`, which are scored once; the networks that gave the out-of-fold scores had
-    the `val` images of other folds among their training images.
+    (`training.targets` says of which). What is written was trained and fitted on nothing of `val` and `external`, which
+    are scored once; the networks that gave the out-of-fold scores had the `val` images of other folds among their
+    training images.
 
     Parameters
     ----------

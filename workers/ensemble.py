@@ -41,7 +41,7 @@ LARGEST_BATCH = {"cpu": 1, "cuda": 128}  # on CPUs a batch gains nothing, and th
 
 
 class OutputError(NodeError):
-    """Networks that an answer needs threw, or gave something that is not a number."""
+    """A network threw, or gave something that is not a number, where the scores of all are asked for."""
 
     reason = "network_output"
 
@@ -136,8 +136,7 @@ class Ensemble:
 
         Returns
         -------
-        A `DeclinedByPixelsError` of what is no frontal chest X-ray, an `OutputError` or `AnswerError` of what cannot
-        be answered.
+        A `DeclinedByPixelsError` of what is no frontal chest X-ray, an `AnswerError` of what cannot be answered.
 
         Raises
         ------
