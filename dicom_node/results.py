@@ -11,6 +11,7 @@ import math
 import re
 import warnings
 from copy import deepcopy
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,38 @@ _REMARKS = {
     str(Remark.POSITION_UNCERTAIN): "The image seems turned or inverted; the networks were shown it as it is.",
     str(Remark.WITHOUT_MEMBER): "Answered without {}, which gave no usable output.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """How another object cites a composite one of ours (PS3.3 10.8, C.17.2)."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """One image of a study, with what the ledger holds of its screening.
+
+    Attributes
+    ----------
+    source
+        Header of the image from `dicom_node.normalise`.
+    prediction
+        With its maps.
+    predicted_at
+        Aware.
+    heatmap
+        None where there is none to cite.
+    """
+
+    source: Dataset
+    prediction: Prediction
+    predicted_at: datetime
+    heatmap: Reference | None
 
 
 class ResultError(NodeError):
