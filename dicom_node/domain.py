@@ -45,7 +45,12 @@ class Purpose(StrEnum):
 
 
 class DeliveryState(StrEnum):
-    """How far one object is on its way to one destination."""
+    """How far one object is on its way to one destination: ``pending -> sent -> committed | read_back | unproven``.
+
+    The peer has answered C-STORE with Success where it is `sent`, has taken the object over (storage commitment) where
+    it is `committed`, has found it (C-FIND) where it is `read_back`, and can be asked neither where it is `unproven`.
+    `rejected` is what no other try can bring there, `withdrawn` what was retracted before it was sent.
+    """
 
     PENDING = "pending"
     SENT = "sent"
@@ -53,14 +58,16 @@ class DeliveryState(StrEnum):
     READ_BACK = "read_back"
     UNPROVEN = "unproven"
     REJECTED = "rejected"
+    WITHDRAWN = "withdrawn"
 
 
 class ObjectKind(StrEnum):
-    """What an archived product of a screening is."""
+    """What an archived product is."""
 
     MAP = "map"
     HEATMAP = "heatmap"
     REPORT = "report"
+    NOTE = "note"
 
 
 class DeclineReason(StrEnum):

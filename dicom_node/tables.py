@@ -192,13 +192,55 @@ class ResendRow(Base):
     received_at: Mapped[datetime]
 
 
+class ReportRow(Base):
+    """A study's report: the newest of its study, release and purpose counts, and `replaced_by` tells of the others."""
+
+    __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("study_instance_uid", "release_id", "purpose", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(_UID)
+    release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
+    purpose: Mapped[str] = mapped_column(_WORD)
+    version: Mapped[int]
+    replaced_by: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
+    issued_at: Mapped[datetime]
+
+
+class ReportSourceRow(Base):
+    """A screening that a report tells of."""
+
+    __tablename__ = "report_sources"
+
+    report_id: Mapped[int] = mapped_column(ForeignKey("reports.id"), primary_key=True)
+    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), primary_key=True, index=True)
+
+
+class RetractionRow(Base):
+    """A person took back what the node had said of a study; the objects name it, and so does its rejection note."""
+
+    __tablename__ = "retractions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(_UID, index=True)
+    reason: Mapped[str] = mapped_column(_WORD)
+    comment: Mapped[str] = mapped_column(Text)
+    asked_by: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+
+
 class ScreeningRow(Base):
-    """One instance x release x purpose: the unit of work, and the state machine's place."""
+    """One instance x release x purpose: the unit of work, and the state machine's place.
+
+    `round` counts from 1 where the same release screens it anew, by other thresholds; `replaced_by` is the later one.
+    `report_id` is the newest report that tells of it.
+    """
 
     __tablename__ = "screenings"
     __table_args__ = (
-        UniqueConstraint("instance_id", "release_id", "purpose"),
+        UniqueConstraint("instance_id", "release_id", "purpose", "round"),
         Index("ix_screenings_state_purpose", "state", "purpose", "id"),
+        Index("ix_screenings_state_report_id", "state", "report_id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -214,6 +256,9 @@ class ScreeningRow(Base):
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     remarks: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
+    round: Mapped[int] = mapped_column(default=1, server_default="1")
+    replaced_by: Mapped[int | None] = mapped_column(ForeignKey("screenings.id"))
+    report_id: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
 
 
 class TransitionRow(Base):
@@ -256,13 +301,22 @@ class MemberOutputRow(Base):
 
 
 class ObjectRow(Base):
-    """An archived product: a member's map, the heatmap or the report."""
+    """An archived product: a member's map or the heatmap of a screening, a study's report, or a rejection note.
+
+    A report has one object for each SR SOP Class that a destination wanted, the class being its `name`.
+    `retraction_id` is the retraction that took it back, or whose note it is.
+    """
 
     __tablename__ = "objects"
-    __table_args__ = (UniqueConstraint("screening_id", "kind", "name"),)
+    __table_args__ = (
+        UniqueConstraint("screening_id", "kind", "name"),
+        UniqueConstraint("report_id", "name"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"))
+    screening_id: Mapped[int | None] = mapped_column(ForeignKey("screenings.id"))
+    report_id: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
+    retraction_id: Mapped[int | None] = mapped_column(ForeignKey("retractions.id"))
     kind: Mapped[str] = mapped_column(_WORD)
     name: Mapped[str] = mapped_column(String(80))
     sop_class_uid: Mapped[str | None] = mapped_column(_UID)
@@ -274,7 +328,7 @@ class ObjectRow(Base):
 
 
 class DeliveryRow(Base):
-    """One object on its way to one destination."""
+    """One object on its way to one destination; `proofs` counts how often it was asked whether the object is there."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -288,6 +342,7 @@ class DeliveryRow(Base):
     destination: Mapped[str] = mapped_column(String(64))
     state: Mapped[str] = mapped_column(_WORD)
     tries: Mapped[int] = mapped_column(default=0)
+    proofs: Mapped[int] = mapped_column(default=0, server_default="0")
     not_before: Mapped[datetime]
     lease_expires_at: Mapped[datetime | None]
     holder: Mapped[str | None] = mapped_column(String(64))
@@ -303,3 +358,24 @@ class DeliveryTryRow(Base):
     status: Mapped[int | None]
     detail: Mapped[str | None] = mapped_column(String(200))
     at: Mapped[datetime]
+
+
+class CommitmentRow(Base):
+    """One request for storage commitment (PS3.4 J); it stands here before the peer hears of it."""
+
+    __tablename__ = "commitments"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(_UID, unique=True)
+    destination: Mapped[str] = mapped_column(String(64))
+    requested_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+
+
+class CommitmentItemRow(Base):
+    """A delivery for which a commitment was requested."""
+
+    __tablename__ = "commitment_items"
+
+    commitment_id: Mapped[int] = mapped_column(ForeignKey("commitments.id"), primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), primary_key=True)
