@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -343,3 +344,9 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise BundleError(f"{folder / MANIFEST}: {where}: {first['msg']}") from error
+
+
+@lru_cache(maxsize=8)
+def parse_manifest(text: str) -> Manifest:
+    """The manifest as the ledger keeps it."""
+    return Manifest.model_validate_json(text)

@@ -8,38 +8,31 @@ the network never runs twice for one image.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 
-from dicom_node.bundle import Manifest
-from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Prediction, Purpose, State
-from dicom_node.ledger import change_state, log_transition, target_results
+from dicom_node import predictions
+from dicom_node.bundle import parse_manifest
+from dicom_node.domain import LostLeaseError, Prediction, Purpose, State
+from dicom_node.ledger import log_transition
+from dicom_node.outbox import enqueue
 from dicom_node.releases import newest_thresholds
-from dicom_node.tables import (
-    DeliveryRow,
-    InstanceRow,
-    MemberOutputRow,
-    ObjectRow,
-    OutcomeRow,
-    ReleaseRow,
-    ScreeningRow,
-    TransitionRow,
-    db_now,
-)
+from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, db_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
+    from dicom_node.bundle import Manifest
     from dicom_node.database import Database
     from dicom_node.domain import DeclineReason, NodeError
+    from dicom_node.outbox import Product
+    from dicom_node.predictions import StoredPrediction
 
 _CLAIMABLE = (State.PREDICTED, State.WAITING)  # what was begun goes first
 _HELD = (State.CLAIMED, State.PREDICTED)
@@ -61,41 +54,13 @@ class Claim:
     state: State
     path: str
     manifest_json: str = field(repr=False)
+    calling_ae_title: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
         """The manifest of the release that is asked for, as the ledger keeps it."""
-        return _parse_manifest(self.manifest_json)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMap:
-    """A member's archived map: what `dicom_node.domain.MemberMap` holds, its pixels as a file."""
-
-    member: str
-    name: str
-    box: tuple[float, float, float, float]
-    file: ArchivedFile
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A DICOM object made from a screening."""
-
-    kind: ObjectKind
-    sop_class_uid: str
-    sop_instance_uid: str
-    file: ArchivedFile
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPrediction:
-    """A prediction as the ledger holds it: all results are built from this, whichever worker builds them."""
-
-    prediction: Prediction
-    predicted_at: datetime
-    maps: tuple[tuple[ObjectRow, str, str], ...]
+        return parse_manifest(self.manifest_json)
 
 
 class Claims:
@@ -177,6 +142,7 @@ class Claims:
             state=state,
             path=instance.path or "",
             manifest_json=release.manifest,
+            calling_ae_title=instance.calling_ae_title,
             thresholds=thresholds[release_id],
         )
 
@@ -197,108 +163,31 @@ class Claims:
         with self._database.write() as session:
             self._write_claim(session, claim, _HELD, lease_expires_at=db_now(lease_s))
 
-    def save_prediction(self, claim: Claim, prediction: Prediction, maps: Iterable[StoredMap]) -> None:
-        """The prediction stands in the ledger and the screening is `predicted`, still leased to the claim."""
+    def save_prediction(self, claim: Claim, prediction: Prediction, maps_file: ArchivedFile | None) -> None:
+        """The prediction stands in the ledger and the screening is `predicted`, still leased to the claim.
+
+        `maps_file` holds its maps.
+        """
         with self._database.write() as session:
             self._move(session, claim, State.CLAIMED, State.PREDICTED, remarks=list(prediction.remarks))
-            for position, result in enumerate(prediction.targets):
-                session.add(
-                    OutcomeRow(
-                        screening_id=claim.screening_id,
-                        target=result.target,
-                        position=position,
-                        operating_point=result.operating_point or prediction.operating_point,
-                        probability=result.probability,
-                        threshold=result.threshold,
-                        flagged=result.flagged,
-                        decision=result.decision,
-                    )
-                )
-            for member, outputs in prediction.members.items():
-                for output, value in outputs.items():
-                    session.add(
-                        MemberOutputRow(
-                            screening_id=claim.screening_id, member=member, output=output, value=float(value)
-                        )
-                    )
-            for stored in maps:
-                session.add(
-                    ObjectRow(
-                        screening_id=claim.screening_id,
-                        kind=ObjectKind.MAP,
-                        name=f"{stored.member}/{stored.name}",
-                        path=stored.file.path,
-                        sha256=stored.file.sha256,
-                        box=list(stored.box),
-                        created_at=db_now(),
-                    )
-                )
+            predictions.save(session, claim.screening_id, prediction, maps_file)
 
     def load_prediction(self, claim: Claim) -> StoredPrediction:
         """The prediction that the ledger holds for the claim's screening."""
-        key = claim.screening_id
         with self._database.read() as session:
-            outcomes = session.scalars(
-                select(OutcomeRow).filter_by(screening_id=key).order_by(OutcomeRow.position)
-            ).all()
-            members: dict[str, dict[str, float]] = {}
-            for row in session.scalars(select(MemberOutputRow).filter_by(screening_id=key)):
-                members.setdefault(row.member, {})[row.output] = row.value
-            maps = session.scalars(
-                select(ObjectRow).filter_by(screening_id=key, kind=ObjectKind.MAP).order_by(ObjectRow.id)
-            ).all()
-            at = session.scalar(
-                select(func.max(TransitionRow.at)).filter_by(screening_id=key, to_state=State.PREDICTED)
-            )
-            remarks = session.scalars(select(ScreeningRow.remarks).filter_by(id=key)).one()
-        if at is None:
-            raise LookupError(f"screening {key} has no prediction")
-        prediction = Prediction(
-            bundle=claim.manifest.name,
-            release=claim.manifest.release,
-            operating_point=outcomes[0].operating_point,
-            targets=target_results(outcomes),
-            members=members,
-            remarks=tuple(remarks),
-        )
-        return StoredPrediction(prediction, at, tuple((row, *_split(row.name)) for row in maps))
+            return predictions.load(session, claim.screening_id, claim.manifest)
 
-    def save_results(
-        self, claim: Claim, products: Sequence[Product], destinations: Sequence[str], notes: Sequence[str]
-    ) -> None:
-        """The products are recorded, each is due at every destination, and the screening is `reported`.
+    def save_heatmap(self, claim: Claim, heatmap: Product, destinations: Sequence[str], notes: Sequence[str]) -> None:
+        """The heatmap is recorded and due at the destinations; the screening is `reported`, to be told of by its study.
 
-        Without destinations it is `withheld`.
+        `notes` say what had to be put right in the header.
         """
         with self._database.write() as session:
             self._move(session, claim, State.PREDICTED, State.REPORTED, **_RELEASED)
-            for product in products:
-                row = ObjectRow(
-                    screening_id=claim.screening_id,
-                    kind=product.kind,
-                    name=product.kind,
-                    sop_class_uid=product.sop_class_uid,
-                    sop_instance_uid=product.sop_instance_uid,
-                    path=product.file.path,
-                    sha256=product.file.sha256,
-                    created_at=db_now(),
-                )
-                session.add(row)
-                session.flush()
-                for destination in destinations:
-                    session.add(
-                        DeliveryRow(
-                            object_id=row.id,
-                            destination=destination,
-                            state=DeliveryState.PENDING,
-                            not_before=db_now(),
-                        )
-                    )
+            enqueue(session, heatmap, destinations, screening_id=claim.screening_id)
             if notes:
                 screening = session.get_one(ScreeningRow, claim.screening_id)
                 session.get_one(InstanceRow, screening.instance_id).notes = list(notes)
-            if not destinations:
-                change_state(session, claim.screening_id, claim.attempt, State.REPORTED, State.WITHHELD)
 
     def decline(self, claim: Claim, reason: DeclineReason, detail: str) -> None:
         """The screening is `declined` by what its pixels show."""
@@ -398,11 +287,6 @@ def _is_due() -> tuple[ColumnElement[bool], ...]:
     )
 
 
-@lru_cache(maxsize=8)
-def _parse_manifest(text: str) -> Manifest:
-    return Manifest.model_validate_json(text)
-
-
 def _state(session: Session, claim: Claim) -> State:
     return State(session.get_one(ScreeningRow, claim.screening_id).state)
 
@@ -410,8 +294,3 @@ def _state(session: Session, claim: Claim) -> State:
 def _after_claim(state: State) -> State:
     """Where a screening stands when nobody holds it any more: a prediction is kept."""
     return State.WAITING if state is State.CLAIMED else state
-
-
-def _split(name: str) -> tuple[str, str]:
-    member, _, map_name = name.partition("/")
-    return member, map_name

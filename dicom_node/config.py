@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
@@ -58,6 +58,15 @@ class Peer(BaseModel):
     host: str = Field(min_length=1, description="Host name or address.")
     port: Port = Field(description="TCP port.")
     destination: bool = Field(False, description="Whether results are delivered to this peer.")
+    objects: tuple[Literal["heatmap", "report"], ...] = Field(
+        ("heatmap", "report"), min_length=1, description="What is delivered to it: heatmap, report, or both."
+    )
+    only_flagged: bool = Field(
+        False, description="Deliver the heatmap of a flagged image only, and the report of a study that holds one."
+    )
+    senders: tuple[AETitle, ...] = Field(
+        (), description="Deliver results only of what these AE titles sent; empty for all."
+    )
 
 
 class Settings(BaseSettings):
@@ -111,6 +120,15 @@ class Settings(BaseSettings):
     retry_base_s: Seconds = Field(5.0, description="First pause before a delivery is tried again; it doubles.")
     retry_max_s: Seconds = Field(600.0, description="Longest pause between two tries of a delivery.")
     network_timeout_s: Seconds = Field(30.0, description="Longest wait for a peer's answer.")
+    commit_timeout_s: Seconds = Field(
+        30.0, description="Longest wait for a peer's storage commitment report before it is asked anew."
+    )
+    study_quiet_s: float = Field(
+        5.0,
+        ge=0,
+        le=86_400,
+        description="Seconds without a new image after which a study's report is made; 0: at once.",
+    )
     heatmap_size: int = Field(1024, ge=256, le=4096, description="Longer side of the X-ray in the heatmap, in pixels.")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Device of the networks: cpu, cuda, cuda:1.")
     threads: int = Field(0, ge=0, le=1024, description="Threads of the networks on a CPU; 0 for one a core.")

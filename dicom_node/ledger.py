@@ -8,8 +8,11 @@ States of a screening (`dicom_node.domain.State`)::
                            claimed, predicted -> declined      the pixels say no
     claimed, predicted, reported -> failed                     permanent reason, too many failures, rejected delivery
 
-Workers move screenings through `dicom_node.claims`, deliveries through `dicom_node.outbox`; releases and thresholds are
-those of `dicom_node.releases`. These four modules and `dicom_node.tables` are the only ones that know the tables.
+A screening is `reported` from its heatmap on; it ends when its study's report tells of it and both have ended at every
+destination. Workers move screenings through `dicom_node.claims`, reports through `dicom_node.reports`, deliveries
+through `dicom_node.outbox`; `dicom_node.predictions` keeps what the networks said, `dicom_node.retractions` what was
+taken back, `dicom_node.releases` releases and thresholds. These modules and `dicom_node.tables` are the only ones that
+know the tables.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.domain import Decision, ObjectKind, Purpose, State, TargetResult
+from dicom_node.domain import ObjectKind, Purpose, State
+from dicom_node.predictions import target_results
 from dicom_node.releases import ReleaseError, Releases
 from dicom_node.tables import (
     InstanceRow,
@@ -35,15 +39,13 @@ from dicom_node.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import ArchivedFile
     from dicom_node.bundle import Manifest
     from dicom_node.database import Database
-    from dicom_node.domain import Admission, NodeError
+    from dicom_node.domain import Admission, NodeError, TargetResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,12 @@ class Ledger:
                 select(OutcomeRow).filter_by(screening_id=screening.id).order_by(OutcomeRow.position)
             ).all()
             products = session.scalars(
-                select(ObjectRow).where(ObjectRow.screening_id == screening.id, ObjectRow.kind != ObjectKind.MAP)
+                select(ObjectRow)
+                .where(
+                    or_(ObjectRow.screening_id == screening.id, ObjectRow.report_id == screening.report_id),
+                    ObjectRow.kind != ObjectKind.MAP,
+                )
+                .order_by(ObjectRow.id.desc())  # the first that was made of a report counts
             ).all()
         return Summary(
             state=State(screening.state),
@@ -236,7 +243,7 @@ class Ledger:
         """
         by_state = (
             select(ScreeningRow.state, func.count())
-            .where(ScreeningRow.purpose == Purpose.LIVE)
+            .where(ScreeningRow.purpose == Purpose.LIVE, ScreeningRow.replaced_by.is_(None))
             .group_by(ScreeningRow.state)
         )
         with self._database.read() as session:
@@ -271,17 +278,3 @@ def change_state(session: Session, screening_id: int, attempt: int, old: State, 
 def log_transition(session: Session, screening_id: int, old: State | None, new: State, attempt: int) -> None:
     """The change stands in the audit trail, in the caller's transaction."""
     session.add(TransitionRow(screening_id=screening_id, from_state=old, to_state=new, attempt=attempt, at=db_now()))
-
-
-def target_results(outcomes: Sequence[OutcomeRow]) -> tuple[TargetResult, ...]:
-    """The answers as plain data, in the rows' order."""
-    return tuple(
-        TargetResult(row.target, row.probability, row.threshold, _decision(row), operating_point=row.operating_point)
-        for row in outcomes
-    )
-
-
-def _decision(row: OutcomeRow) -> Decision:
-    if not row.decision:  # written by a process of an older version, beside those of this one
-        return Decision.FLAGGED if row.flagged else Decision.NOT_FLAGGED
-    return Decision(row.decision)

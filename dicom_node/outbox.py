@@ -1,12 +1,13 @@
-"""Archived results on their way to the destinations: the ledger's outbox.
+"""Archived objects on their way to the destinations, and the proof that they are there: the ledger's outbox.
 
-Each object has one row per destination. A row is leased while it is sent, is tried again after a pause that doubles,
-and ends as `sent` or, where trying again cannot help, as `rejected`. When no row of a screening is pending, the
+Each object has one row per destination (`dicom_node.domain.DeliveryState`). A row is leased while it is sent, and is
+tried again after a pause that doubles; what no other try can help is `rejected`. What was sent is proven: by storage
+commitment, else by a query, else it stays `unproven`. When no row of a screening's heatmap and report is open, the
 screening is `delivered`, or `failed` where any was rejected.
 
 Several processes may deliver. One of them at a time has a destination, so that its objects leave in order and a peer
 that hangs holds one process only. A row names its holder; who lost its lease changes nothing but this: what was sent
-is sent.
+is sent, and what a peer said of it counts whoever hears it.
 """
 
 from __future__ import annotations
@@ -17,33 +18,68 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, or_, select, update
 
-from dicom_node.domain import DeliveryState, LostLeaseError, State
+from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
 from dicom_node.ledger import change_state
-from dicom_node.tables import DeliveryRow, DeliveryTryRow, ObjectRow, ScreeningRow, db_now
+from dicom_node.tables import (
+    DeliveryRow,
+    DeliveryTryRow,
+    InstanceRow,
+    ObjectRow,
+    ReportRow,
+    ReportSourceRow,
+    RetractionRow,
+    ScreeningRow,
+    db_now,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import ColumnElement, Update
     from sqlalchemy.orm import Session
 
+    from dicom_node.archive import ArchivedFile
     from dicom_node.database import Database
     from dicom_node.domain import DeliveryError
 
+OPEN = (DeliveryState.PENDING, DeliveryState.SENT)
 _RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A DICOM object of ours in the archive."""
+
+    kind: ObjectKind
+    sop_class_uid: str
+    sop_instance_uid: str
+    file: ArchivedFile
+
+
+@dataclass(frozen=True, slots=True)
 class Parcel:
-    """One object that is due at one destination, leased to `holder`."""
+    """One object that is due at one destination, to be sent or to be proven there; leased to `holder`.
+
+    Attributes
+    ----------
+    proofs
+        How often it was asked in vain whether the object is there.
+    report_id
+        Of a report, which one it is.
+    """
 
     delivery_id: int
     holder: str
     destination: str
+    state: DeliveryState
+    kind: ObjectKind
     path: str
+    study_instance_uid: str
     sop_class_uid: str
     sop_instance_uid: str
     tries: int
+    proofs: int
+    report_id: int | None
 
 
 class Outbox:
@@ -59,9 +95,9 @@ class Outbox:
 
         The destination is the one whose object has been due for the longest time.
         """
-        due = (DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.not_before <= db_now())
+        due = (DeliveryRow.state.in_(OPEN), DeliveryRow.not_before <= db_now())
         served = select(DeliveryRow.destination).where(
-            DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.lease_expires_at >= db_now()
+            DeliveryRow.state.in_(OPEN), DeliveryRow.lease_expires_at >= db_now()
         )
         first = (
             select(DeliveryRow.destination)
@@ -73,40 +109,34 @@ class Outbox:
             if session.scalar(first) is None:
                 return []
         with self._database.write(alone="outbox") as session:  # or two would find the same destination free
-            rows = session.execute(
-                select(DeliveryRow, ObjectRow)
-                .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
-                .where(*due, DeliveryRow.destination == session.scalar(first))
-                .order_by(DeliveryRow.id)
-                .limit(limit)
-                .with_for_update(of=DeliveryRow, skip_locked=True)
-            ).tuples()
             parcels = [
-                Parcel(
-                    delivery_id=row.id,
-                    holder=holder,
-                    destination=row.destination,
-                    path=produced.path,
-                    sop_class_uid=produced.sop_class_uid or "",
-                    sop_instance_uid=produced.sop_instance_uid or "",
-                    tries=row.tries,
-                )
-                for row, produced in rows
+                _parcel(row, produced, study or "", holder)
+                for row, produced, study in session.execute(
+                    _with_objects()
+                    .where(*due, DeliveryRow.destination == session.scalar(first))
+                    .order_by(DeliveryRow.id)
+                    .limit(limit)
+                    .with_for_update(of=DeliveryRow, skip_locked=True)
+                ).tuples()
             ]
-            keys = [parcel.delivery_id for parcel in parcels]
             session.execute(
                 update(DeliveryRow)
-                .where(DeliveryRow.id.in_(keys))
+                .where(DeliveryRow.id.in_([parcel.delivery_id for parcel in parcels]))
                 .values(holder=holder, lease_expires_at=db_now(lease_s))
                 .execution_options(synchronize_session=False)
             )
             return parcels
 
     def sent(self, parcel: Parcel, status: int) -> None:
-        """The destination answered Success or a warning: the object stands there, whoever holds the row by now."""
+        """The destination answered Success or a warning: the object is there to be proven, whoever holds the row."""
         with self._database.write() as session:
-            self._log(session, parcel, status, None)
-            self._close(session, parcel, DeliveryState.SENT, None, DeliveryRow.state == DeliveryState.PENDING)
+            log_try(session, parcel.delivery_id, status, None)
+            changes(
+                session,
+                update(DeliveryRow)
+                .where(DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.PENDING)
+                .values(state=DeliveryState.SENT, tries=parcel.tries + 1, proofs=0),
+            )
 
     def not_sent(self, parcel: Parcel, error: DeliveryError) -> None:
         """The try is recorded; the object is due again after a pause, or rejected where the error is permanent.
@@ -115,27 +145,45 @@ class Outbox:
         """
         with self._database.write() as session:
             if error.permanent:
-                closed = self._close(session, parcel, DeliveryState.REJECTED, str(error), *_held(parcel))
+                values = {"state": DeliveryState.REJECTED, "tries": parcel.tries + 1}
             else:
-                pause_s = min(self._retry_max_s, self._retry_base_s * 2 ** min(parcel.tries, 16))
-                closed = _changes(
-                    session,
-                    update(DeliveryRow)
-                    .where(DeliveryRow.id == parcel.delivery_id, *_held(parcel))
-                    .values(
-                        tries=parcel.tries + 1,
-                        not_before=db_now(pause_s * random.uniform(0.8, 1.2)),  # noqa: S311 - jitter, no secret
-                        **_RELEASED,
-                    ),
-                )
-            if closed:
-                self._log(session, parcel, error.status, str(error))
+                values = {"tries": parcel.tries + 1, "not_before": db_now(self._pause_s(parcel.tries))}
+            held = update(DeliveryRow).where(
+                DeliveryRow.id == parcel.delivery_id,
+                DeliveryRow.state == DeliveryState.PENDING,
+                DeliveryRow.holder == parcel.holder,
+            )
+            if changes(session, held.values(**values, **_RELEASED)):
+                log_try(session, parcel.delivery_id, error.status, str(error))
+                if error.permanent:
+                    settle(session, [parcel.delivery_id], str(error))
+
+    def proven(self, parcel: Parcel, state: DeliveryState, detail: str | None = None) -> None:
+        """It is known how far the object that was sent can be proven to be there."""
+        with self._database.write() as session:
+            ended = update(DeliveryRow).where(
+                DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
+            )
+            if changes(session, ended.values(state=state, **_RELEASED)):
+                if detail:
+                    log_try(session, parcel.delivery_id, None, detail)
+                settle(session, [parcel.delivery_id])
+
+    def ask_again(self, parcel: Parcel, detail: str) -> None:
+        """It was asked in vain whether the object is there; that is asked again after a pause."""
+        with self._database.write() as session:
+            waiting = update(DeliveryRow).where(
+                DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
+            )
+            values = {"proofs": parcel.proofs + 1, "not_before": db_now(self._pause_s(parcel.proofs))}
+            if changes(session, waiting.values(**values, **_RELEASED)):
+                log_try(session, parcel.delivery_id, None, detail)
 
     def give_back(self, parcels: Sequence[Parcel]) -> None:
         """The parcels that are still the holder's are due again, untried."""
         with self._database.write() as session:
             for parcel in parcels:
-                _changes(
+                changes(
                     session,
                     update(DeliveryRow).where(DeliveryRow.id == parcel.delivery_id, *_held(parcel)).values(**_RELEASED),
                 )
@@ -153,7 +201,7 @@ class Outbox:
         keys = [parcel.delivery_id for parcel in parcels]
         with self._database.write() as session:
             held = update(DeliveryRow).where(DeliveryRow.id.in_(keys), *_held(parcels[0]))
-            if not _changes(session, held.values(lease_expires_at=db_now(lease_s))):
+            if not changes(session, held.values(lease_expires_at=db_now(lease_s))):
                 raise LostLeaseError(f"{len(parcels)} objects for {parcels[0].destination} lost their lease")
 
     def postpone(self, destination: str) -> None:
@@ -173,6 +221,35 @@ class Outbox:
                 .execution_options(synchronize_session=False)
             )
 
+    def send_again(self, *, destination: str | None = None, study_instance_uid: str | None = None) -> int:
+        """What was rejected, or could not be proven, is due once more; returns how many objects that are.
+
+        With a study, all of its objects are that were not withdrawn, wherever they stand. A repeated send is the same
+        object under the same UID.
+        """
+        ended = [DeliveryState.REJECTED, DeliveryState.UNPROVEN]
+        if study_instance_uid is not None:
+            ended += [DeliveryState.COMMITTED, DeliveryState.READ_BACK]
+        found = _with_objects().where(DeliveryRow.state.in_(ended), ObjectRow.retraction_id.is_(None))
+        if destination is not None:
+            found = found.where(DeliveryRow.destination == destination)
+        if study_instance_uid is not None:
+            found = found.where(_study() == study_instance_uid)
+        with self._database.write(alone="outbox") as session:
+            keys = [row.id for row, _, _ in session.execute(found).tuples()]
+            session.execute(
+                update(DeliveryRow)
+                .where(DeliveryRow.id.in_(keys))
+                .values(state=DeliveryState.PENDING, tries=0, proofs=0, not_before=db_now(), **_RELEASED)
+                .execution_options(synchronize_session=False)
+            )
+            for screening in _screenings(session, keys):
+                if screening.state == State.FAILED and screening.reason == REJECTED:
+                    change_state(
+                        session, screening.id, screening.attempt, State.FAILED, State.REPORTED, reason=None, detail=None
+                    )
+            return len(keys)
+
     def recover(self) -> None:
         """What a dead process held is due again: only where the caller is the only one that delivers."""
         with self._database.write() as session:
@@ -191,13 +268,11 @@ class Outbox:
 
     def last_errors(self) -> dict[str, str]:
         """By destination, why the last try of an object that is not there yet did not succeed."""
+        unfinished = (*OPEN, DeliveryState.UNPROVEN, DeliveryState.REJECTED)
         latest = (
             select(func.max(DeliveryTryRow.id))
             .join(DeliveryRow, DeliveryRow.id == DeliveryTryRow.delivery_id)
-            .where(
-                DeliveryRow.state.in_((DeliveryState.PENDING, DeliveryState.REJECTED)),
-                DeliveryTryRow.detail.is_not(None),
-            )
+            .where(DeliveryRow.state.in_(unfinished), DeliveryTryRow.detail.is_not(None))
             .group_by(DeliveryRow.destination)
         )
         query = (
@@ -208,65 +283,128 @@ class Outbox:
         with self._database.read() as session:
             return {destination: str(detail) for destination, detail in session.execute(query).tuples()}
 
-    def _close(
-        self,
-        session: Session,
-        parcel: Parcel,
-        state: DeliveryState,
-        detail: str | None,
-        *conditions: ColumnElement[bool],
-    ) -> bool:
-        """The row ended, and its screening where it was the last; False where the conditions do not hold."""
-        ended = update(DeliveryRow).where(DeliveryRow.id == parcel.delivery_id, *conditions)
-        if not _changes(session, ended.values(state=state, tries=parcel.tries + 1, **_RELEASED)):
-            return False
-        # The screening is locked before its rows are looked at: of two that close the last rows at the same time, the
-        # second sees what the first has committed.
-        screening = session.scalars(
-            select(ScreeningRow)
-            .join(ObjectRow, ObjectRow.screening_id == ScreeningRow.id)
-            .join(DeliveryRow, DeliveryRow.object_id == ObjectRow.id)
-            .where(DeliveryRow.id == parcel.delivery_id, ScreeningRow.state == State.REPORTED)
-            .with_for_update(of=ScreeningRow)
-        ).one_or_none()
-        if screening is None:
-            return True
-        states = set(
-            session.scalars(
-                select(DeliveryRow.state)
-                .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
-                .where(ObjectRow.screening_id == screening.id)
-            )
-        )
-        if DeliveryState.PENDING in states:
-            return True
-        if DeliveryState.REJECTED in states:
-            change_state(
-                session,
-                screening.id,
-                screening.attempt,
-                State.REPORTED,
-                State.FAILED,
-                reason="delivery_rejected",
-                detail=detail,
-            )
-        else:
-            change_state(session, screening.id, screening.attempt, State.REPORTED, State.DELIVERED)
-        return True
+    def _pause_s(self, times: int) -> float:
+        """It doubles, and is spread: not all that failed together come back together."""
+        pause_s = min(self._retry_max_s, self._retry_base_s * 2 ** min(times, 16))
+        return pause_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
 
-    @staticmethod
-    def _log(session: Session, parcel: Parcel, status: int | None, detail: str | None) -> None:
-        session.add(
-            DeliveryTryRow(
-                delivery_id=parcel.delivery_id, status=status, detail=detail[:200] if detail else None, at=db_now()
-            )
+
+REJECTED = "delivery_rejected"
+
+
+def settle(session: Session, delivery_ids: Iterable[int], detail: str | None = None) -> None:
+    """The screenings whose deliveries these are end where none of theirs is open, in the caller's transaction."""
+    for screening in _screenings(session, list(delivery_ids)):
+        settle_screening(session, screening, detail)
+
+
+def settle_screening(session: Session, screening: ScreeningRow, detail: str | None = None) -> None:
+    """A reported screening that its study's report tells of ends where no delivery of heatmap or report is open.
+
+    The caller has locked the row: of two that close the last deliveries at the same time, the second sees what the
+    first has committed.
+    """
+    if screening.state != State.REPORTED or screening.report_id is None:
+        return
+    states = set(
+        session.scalars(
+            select(DeliveryRow.state)
+            .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
+            .where(or_(ObjectRow.screening_id == screening.id, ObjectRow.report_id == screening.report_id))
         )
+    )
+    if states & set(OPEN):
+        return
+    ends: dict[str, Any] = {"old": State.REPORTED, "new": State.DELIVERED if states else State.WITHHELD}
+    if DeliveryState.REJECTED in states:
+        ends |= {"new": State.FAILED, "reason": REJECTED, "detail": detail}
+    change_state(session, screening.id, screening.attempt, **ends)
+
+
+def _screenings(session: Session, delivery_ids: Sequence[int]) -> Sequence[ScreeningRow]:
+    """Those of which the deliveries' objects tell, locked, in the order in which all lock them."""
+    objects = select(ObjectRow).join(DeliveryRow, DeliveryRow.object_id == ObjectRow.id)
+    objects = objects.where(DeliveryRow.id.in_(delivery_ids))
+    own = objects.with_only_columns(ObjectRow.screening_id)
+    told = objects.join(ReportSourceRow, ReportSourceRow.report_id == ObjectRow.report_id)
+    return session.scalars(
+        select(ScreeningRow)
+        .where(or_(ScreeningRow.id.in_(own), ScreeningRow.id.in_(told.with_only_columns(ReportSourceRow.screening_id))))
+        .order_by(ScreeningRow.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+
+
+def enqueue(session: Session, made: Product, destinations: Sequence[str], **owner: int) -> ObjectRow:
+    """The object is recorded, in the caller's transaction, and due at every destination.
+
+    `owner` is the `screening_id`, the `report_id` or the `retraction_id` whose object it is.
+    """
+    row = ObjectRow(
+        kind=made.kind,
+        name=made.sop_class_uid if made.kind is ObjectKind.REPORT else made.kind,
+        sop_class_uid=made.sop_class_uid,
+        sop_instance_uid=made.sop_instance_uid,
+        path=made.file.path,
+        sha256=made.file.sha256,
+        created_at=db_now(),
+        **owner,
+    )
+    session.add(row)
+    session.flush()
+    for destination in destinations:
+        session.add(
+            DeliveryRow(object_id=row.id, destination=destination, state=DeliveryState.PENDING, not_before=db_now())
+        )
+    return row
+
+
+def log_try(session: Session, delivery_id: int, status: int | None, detail: str | None) -> None:
+    """What a peer answered, or why it could not be asked, in the caller's transaction."""
+    session.add(
+        DeliveryTryRow(delivery_id=delivery_id, status=status, detail=detail[:200] if detail else None, at=db_now())
+    )
+
+
+def changes(session: Session, statement: Update) -> bool:
+    """Whether the statement changed a row."""
+    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+
+def _study() -> ColumnElement[str]:
+    """The study of an object of `_with_objects`."""
+    return func.coalesce(ReportRow.study_instance_uid, InstanceRow.study_instance_uid, RetractionRow.study_instance_uid)
+
+
+def _with_objects() -> Any:
+    return (
+        select(DeliveryRow, ObjectRow, _study())
+        .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
+        .outerjoin(ReportRow, ReportRow.id == ObjectRow.report_id)
+        .outerjoin(ScreeningRow, ScreeningRow.id == ObjectRow.screening_id)
+        .outerjoin(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+        .outerjoin(RetractionRow, RetractionRow.id == ObjectRow.retraction_id)
+    )
+
+
+def _parcel(row: DeliveryRow, produced: ObjectRow, study_instance_uid: str, holder: str) -> Parcel:
+    return Parcel(
+        delivery_id=row.id,
+        holder=holder,
+        destination=row.destination,
+        state=DeliveryState(row.state),
+        kind=ObjectKind(produced.kind),
+        path=produced.path,
+        study_instance_uid=study_instance_uid,
+        sop_class_uid=produced.sop_class_uid or "",
+        sop_instance_uid=produced.sop_instance_uid or "",
+        tries=row.tries,
+        proofs=row.proofs,
+        report_id=produced.report_id,
+    )
 
 
 def _held(parcel: Parcel) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    """Whether the parcel's row still waits and is still its holder's."""
-    return DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.holder == parcel.holder
-
-
-def _changes(session: Session, statement: Update) -> bool:
-    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+    """Whether the parcel's row is open and still its holder's."""
+    return DeliveryRow.state.in_(OPEN), DeliveryRow.holder == parcel.holder

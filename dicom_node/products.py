@@ -1,26 +1,32 @@
-"""The DICOM objects of one screening, built in a child process beside the networks."""
+"""The DICOM objects of screenings and studies, built in child processes: a header may be hostile."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import dcmread
+from pydicom.uid import UID, Comprehensive3DSRStorage
 
-from dicom_node.bundle import Manifest
+from dicom_node.bundle import parse_manifest
 from dicom_node.domain import ObjectKind
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.report import build_report
-from dicom_node.results import encode
+from dicom_node.results import Reference, Screened, encode
+from dicom_node.uids import series_uid
+from dicom_node.validation import check_object
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from pydicom import Dataset
 
+    from dicom_node.bundle import Code
     from dicom_node.domain import Prediction
 
 
@@ -34,7 +40,18 @@ class Built:
     content: bytes
 
 
-def build_products(
+@dataclass(frozen=True, slots=True)
+class StudyImage:
+    """One image of which a report tells: its file as it was received, and the UIDs of the heatmap that is cited."""
+
+    file: Path
+    prediction: Prediction
+    predicted_at: datetime
+    heatmap_sop_class_uid: str
+    heatmap_sop_instance_uid: str
+
+
+def build_picture(
     source: Dataset,
     picture: NDArray[np.uint8],
     prediction: Prediction,
@@ -42,9 +59,8 @@ def build_products(
     when: datetime,
     *,
     heatmap_size: int,
-    node_ae_title: str,
-) -> tuple[tuple[Built, ...], tuple[str, ...]]:
-    """The heatmap and the report, and what had to be put right in the source's header.
+) -> tuple[Built, tuple[str, ...]]:
+    """The heatmap, and what had to be put right in the source's header.
 
     Parameters
     ----------
@@ -58,20 +74,61 @@ def build_products(
     Raises
     ------
     ResultError
-        Where they cannot be built.
+        Where it cannot be built, or is not what the standard wants.
     """
-    manifest = _manifest(manifest_json)
     header, notes = normalise(source)
     pixels = picture.astype(np.float32) / np.float32(255)
-    heatmap = build_heatmap(header, pixels, prediction, manifest, when=when, size=heatmap_size)
-    report = build_report(header, heatmap, prediction, manifest, when=when, node_ae_title=node_ae_title)
-    built = tuple(
-        Built(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), encode(ds))
-        for kind, ds in ((ObjectKind.HEATMAP, heatmap), (ObjectKind.REPORT, report))
+    heatmap = build_heatmap(header, pixels, prediction, parse_manifest(manifest_json), when=when, size=heatmap_size)
+    check_object(heatmap, [header])
+    return _built(ObjectKind.HEATMAP, heatmap), tuple(notes)
+
+
+def build_study_report(
+    images: Sequence[StudyImage],
+    manifest_json: str,
+    *,
+    node_ae_title: str,
+    sop_class: str = Comprehensive3DSRStorage,
+    predecessors: Sequence[tuple[str, str]] = (),
+    codes: Mapping[str, Code] | None = None,
+) -> Built:
+    """The report that tells of these images of one study.
+
+    Parameters
+    ----------
+    predecessors
+        SOP Class and Instance UIDs of the reports of the same study that it replaces.
+    codes
+        The site's own for targets, by target.
+
+    Raises
+    ------
+    ResultError
+        Where it cannot be built, or is not what the standard wants.
+    OSError
+        Where an image cannot be read.
+    """
+    screened = []
+    for image in images:
+        header, _ = normalise(dcmread(image.file, stop_before_pixels=True, force=True))
+        study = str(header.StudyInstanceUID)
+        cited = _reference(study, image.heatmap_sop_class_uid, image.heatmap_sop_instance_uid)
+        screened.append(Screened(header, image.prediction, image.predicted_at, cited))
+    report = build_report(
+        screened,
+        parse_manifest(manifest_json),
+        node_ae_title=node_ae_title,
+        sop_class=UID(sop_class),
+        predecessors=[_reference(study, *predecessor) for predecessor in predecessors],
+        codes=codes,
     )
-    return built, tuple(notes)
+    check_object(report, [one.source for one in screened])
+    return _built(ObjectKind.REPORT, report)
 
 
-@lru_cache(maxsize=4)
-def _manifest(text: str) -> Manifest:
-    return Manifest.model_validate_json(text)
+def _reference(study_instance_uid: str, sop_class_uid: str, sop_instance_uid: str) -> Reference:
+    return Reference(study_instance_uid, series_uid(sop_instance_uid), sop_class_uid, sop_instance_uid)
+
+
+def _built(kind: ObjectKind, ds: Dataset) -> Built:
+    return Built(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), encode(ds))
