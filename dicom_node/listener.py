@@ -1,4 +1,4 @@
-"""The SCP: C-ECHO and C-STORE; bytes in, status out.
+"""The SCP: C-ECHO and C-STORE, bytes in and status out; and what peers report of their storage commitment.
 
 Success is answered when the object's file is synchronised to the disk and its row is committed, never before.
 """
@@ -19,10 +19,11 @@ from pydicom.filereader import read_partial
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification  # type: ignore[attr-defined]
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.admission import COMPANION_SOP_CLASSES, SOP_CLASSES, admit
+from dicom_node.commitment import answering
 from dicom_node.domain import NodeError, place_of
 from dicom_node.ledger import Received
 from dicom_node.pixels import TRANSFER_SYNTAXES
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pynetdicom.transport import ThreadedAssociationServer
 
     from dicom_node.archive import Archive
+    from dicom_node.commitment import CommitmentReport
     from dicom_node.config import Settings
     from dicom_node.ledger import Ledger
 
@@ -81,6 +83,9 @@ class Listener:
         once. Its failure is logged and changes no answer: the sweep finds what nobody was told of.
     accepting
         While it is not set, objects are answered "out of resources": the sender keeps them.
+    on_commitment
+        Called for each report on storage commitment, in the thread of its association; whether the transaction is
+        one of ours, said when the report is in the ledger. Without it no such report is accepted.
     """
 
     def __init__(
@@ -90,12 +95,14 @@ class Listener:
         ledger: Ledger,
         ring: Callable[[], None] | None = None,
         accepting: threading.Event | None = None,
+        on_commitment: Callable[[CommitmentReport], bool] | None = None,
     ) -> None:
         self._settings = settings
         self._archive = archive
         self._ledger = ledger
         self._ring = ring
         self._accepting = accepting
+        self._on_commitment = on_commitment
         self._server: ThreadedAssociationServer | None = None
         self._entity = AE(ae_title=settings.ae_title)
         self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -106,6 +113,15 @@ class Listener:
             self._entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
         for sop_class in sorted(COMPANION_SOP_CLASSES):
             self._entity.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        if on_commitment is not None:
+            # A peer that reports is the SCP on an association of its own making, and has to say so (PS3.4 J.3.3,
+            # PS3.7 D.3.3.4). One that does not is heard too; one that wants to be the SCU is not accepted.
+            self._entity.add_supported_context(
+                StorageCommitmentPushModel,
+                [ExplicitVRLittleEndian, ImplicitVRLittleEndian],
+                scu_role=False,
+                scp_role=True,
+            )
 
     def start(self) -> None:
         """The node answers on its port.
@@ -120,6 +136,8 @@ class Listener:
             (evt.EVT_C_ECHO, lambda _: SUCCESS),
             (evt.EVT_C_STORE, self._store),
         ]
+        if self._on_commitment is not None:
+            handlers.append((evt.EVT_N_EVENT_REPORT, answering(self._on_commitment)))
         patience_ends = time.monotonic() + _BIND_PATIENCE_S
         while True:
             try:

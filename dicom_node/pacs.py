@@ -4,40 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
+import warnings
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Self
 
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, evt
-from pynetdicom.pdu import A_ASSOCIATE_RJ
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import _config, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
 
+from dicom_node.association import AssociationError, Fault, associated
+from dicom_node.commitment import REQUEST_COMMITMENT, answering
 from dicom_node.config import Peer
 from dicom_node.domain import DeliveryError
-from dicom_node.transport import bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from pydicom.dataset import Dataset
     from pynetdicom.association import Association
-    from pynetdicom.events import Event
-    from pynetdicom.pdu_primitives import A_ASSOCIATE
 
+    from dicom_node.commitment import CommitmentReport
     from dicom_node.config import Settings
+    from dicom_node.results import Reference
 
 log = logging.getLogger(__name__)
 
 # Files are sent from the disk as they are; pynetdicom would otherwise decode and encode them again.
 _config.STORE_SEND_CHUNKED_DATASET = True
+
+# What a report can be, the best first: a peer gets the first that it accepts.
+REPORT_CLASSES = (str(Comprehensive3DSRStorage), str(ComprehensiveSRStorage), str(EnhancedSRStorage))
+COMMITMENT = str(StorageCommitmentPushModel)
+QUERY = str(StudyRootQueryRetrieveInformationModelFind)
 
 SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)
@@ -47,37 +60,22 @@ _WARNINGS = range(0xB000, 0xC000)
 _RETRYABLE = {*range(0xA700, 0xA800), 0x0110}
 # PS3.7 annex C: the peer has this object; so answers a peer whose first answer was lost.
 _DUPLICATE = 0x0111
-_REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
 _OWN_ANSWER_S = 5.0
+_MOST_ANSWERS = 1000  # of one query
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked, not listened on
-
-
-class Fault(StrEnum):
-    """How far an association came that could not be used."""
-
-    UNRESOLVED = "unresolved"  # no address by that name
-    UNREACHABLE = "unreachable"  # no TCP connection
-    SILENT = "silent"  # a connection, but no DICOM answer, or an abort
-    REJECTED = "rejected"
-    NO_CONTEXT = "no_context"  # none of the SOP classes is accepted
-
-
-class AssociationError(DeliveryError):
-    """No association with a peer. `rejection` is the peer's source and reason (PS3.8 9.3.4)."""
-
-    def __init__(
-        self, message: str, *, fault: Fault, permanent: bool = False, rejection: tuple[int, int] | None = None
-    ) -> None:
-        super().__init__(message, permanent=permanent)
-        self.fault = fault
-        self.rejection = rejection
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a peer told of itself when it accepted an association."""
+    """What a peer told of itself when it accepted an association.
 
-    accepted: frozenset[str]
+    Attributes
+    ----------
+    accepted
+        By SOP class, the transfer syntaxes.
+    """
+
+    accepted: Mapping[str, tuple[str, ...]]
     implementation_class_uid: str
 
 
@@ -106,7 +104,7 @@ class Pacs:
         """
         name = self._peer.name
         with self._association([str(Verification), *also]) as association:
-            accepted = frozenset(str(context.abstract_syntax) for context in association.accepted_contexts)
+            accepted = _accepted(association)
             if Verification in accepted:
                 try:
                     status = association.send_c_echo()
@@ -117,15 +115,32 @@ class Pacs:
             return Answer(accepted, str(association.acceptor.implementation_class_uid))
 
     @contextlib.contextmanager
-    def store(self, sop_classes: Sequence[str]) -> Iterator[Sender]:
+    def store(
+        self,
+        sop_classes: Sequence[str],
+        *,
+        proofs: bool = True,
+        on_commitment: Callable[[CommitmentReport], bool] | None = None,
+    ) -> Iterator[Sender]:
         """One association for objects of these SOP classes.
+
+        Where one is a report's, all that a report can be are proposed; with `proofs`, storage commitment and C-FIND
+        too. `on_commitment` hears of the reports that come on this association, in another thread and perhaps before
+        the request is answered; see `dicom_node.commitment.answering`.
 
         Raises
         ------
         DeliveryError
             Permanent where the peer rejects this node for good, else retryable.
         """
-        with self._association(sorted(set(sop_classes))) as association:
+        proposed = set(sop_classes)
+        if proposed.intersection(REPORT_CLASSES):
+            proposed.update(REPORT_CLASSES)
+        # No role selection: by default this node is the SCU, to whom an SCP may report on the same association
+        # (PS3.7 D.3.3.4, PS3.4 J.3.3).
+        services = [COMMITMENT, QUERY] if proofs else []
+        handlers = [(evt.EVT_N_EVENT_REPORT, answering(on_commitment))] if on_commitment else []
+        with self._association([*sorted(proposed), *services], handlers) as association:
             yield Sender(association, self._peer)
 
     def find(self, query: Dataset) -> list[Dataset]:
@@ -136,64 +151,38 @@ class Pacs:
         DeliveryError
             Where the query ended otherwise than by Success.
         """
-        model = StudyRootQueryRetrieveInformationModelFind
-        answers: list[Dataset] = []
-        with self._association([model]) as association:
-            for status, answer in association.send_c_find(query, model):
-                if not status or status.Status not in (SUCCESS, *PENDING):
-                    shown = f"0x{status.Status:04X}" if status else "an abort"
-                    raise DeliveryError(f"{self._peer.name} answered C-FIND with {shown}", permanent=False)
-                if answer is not None:
-                    answers.append(answer)
-        return answers
+        with self._association([QUERY]) as association:
+            return _answers(association, query, self._peer)
 
-    @contextlib.contextmanager
-    def _association(self, abstract_syntaxes: Sequence[str]) -> Iterator[Association]:
-        entity = AE(ae_title=self._ae_title)
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self._timeout_s
-        entity.connection_timeout = self._timeout_s
-        for syntax in abstract_syntaxes:
-            # PS3.5 10.1: Implicit VR must be offered. In a context of its own, so that both can be accepted.
-            entity.add_requested_context(syntax, ExplicitVRLittleEndian)
-            entity.add_requested_context(syntax, ImplicitVRLittleEndian)
-        peer = self._peer
-        connected: list[Event] = []
-        rejections: list[A_ASSOCIATE] = []
-
-        def note_rejection(event: Event) -> None:
-            if isinstance(event.pdu, A_ASSOCIATE_RJ):
-                rejections.append(event.pdu.to_primitive())
-
-        handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_CONN_OPEN, bounded(self._timeout_s)),
-            (evt.EVT_CONN_OPEN, connected.append),
-            # A rejection that comes at once ends the connection before pynetdicom looks, which then calls it none.
-            (evt.EVT_PDU_RECV, note_rejection),
-        ]
-        try:
-            association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
-        except OSError as error:  # such as a host name that does not resolve
-            raise AssociationError(
-                f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", fault=Fault.UNRESOLVED
-            ) from error
-        if not association.is_established:
-            if association.dul.socket is not None:
-                association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
-            fault = Fault.SILENT if connected else Fault.UNREACHABLE
-            raise _not_established(association, peer, fault, next(iter(rejections), None))
-        try:
-            yield association
-        finally:
-            if association.is_established:
-                association.release()
+    def _association(
+        self, abstract_syntaxes: Sequence[str], handlers: Sequence[evt.EventHandlerType] = ()
+    ) -> contextlib.AbstractContextManager[Association]:
+        return associated(
+            self._peer, abstract_syntaxes, ae_title=self._ae_title, timeout_s=self._timeout_s, handlers=handlers
+        )
 
 
 class Sender:
-    """C-STORE over one open association."""
+    """C-STORE over one open association, and what proves that the peer holds the objects."""
 
     def __init__(self, association: Association, peer: Peer) -> None:
         self._association = association
         self._peer = peer
+        self._accepted = _accepted(association)
+
+    @property
+    def can_commit(self) -> bool:
+        """Whether the peer accepts storage commitment requests."""
+        return self.accepts(COMMITMENT)
+
+    @property
+    def can_query(self) -> bool:
+        """Whether the peer accepts Study Root C-FIND."""
+        return self.accepts(QUERY)
+
+    def accepts(self, sop_class: str) -> bool:
+        """Whether the peer accepts objects of the SOP class."""
+        return sop_class in self._accepted
 
     def send(self, file: Path) -> int:
         """The peer has the object; its status is Success or a warning.
@@ -215,10 +204,9 @@ class Sender:
         except ValueError as error:  # no accepted presentation context for the SOP class
             raise DeliveryError(f"{name} accepts no presentation context for the object", permanent=True) from error
         except (RuntimeError, OSError, AttributeError) as error:  # the association ended, before or in mid-request
-            raise DeliveryError(f"{name} ended the association", permanent=False) from error
+            raise _ended(self._peer) from error
         if not answer or "Status" not in answer:
-            ours = self._association.ae.ae_title
-            raise DeliveryError(f"{name} gave no answer to C-STORE; does it know AE title {ours}?", permanent=False)
+            raise _unanswered(self._association, self._peer, "C-STORE")
         status = int(answer.Status)
         if status in (SUCCESS, _DUPLICATE):
             return status
@@ -229,32 +217,134 @@ class Sender:
             f"{name} answered C-STORE with 0x{status:04X}", permanent=status not in _RETRYABLE, status=status
         )
 
+    def request_commitment(self, transaction_uid: str, objects: Sequence[tuple[str, str]]) -> None:
+        """The peer takes the request to commit to these objects, pairs of SOP Class and SOP Instance UID.
+
+        It reports on this association or on one that it opens, perhaps before this returns. The Transaction UID of a
+        request that failed must not be used again (PS3.4 J.3.2.1.2).
+
+        Raises
+        ------
+        DeliveryError
+            Never permanent: where the peer refuses, does not answer, or does not accept storage commitment.
+        """
+        name = self._peer.name
+        request = Dataset()
+        request.TransactionUID = transaction_uid
+        request.ReferencedSOPSequence = [_cited(*pair) for pair in objects]
+        try:
+            answer, _ = self._association.send_n_action(
+                request, REQUEST_COMMITMENT, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+        except ValueError as error:  # no accepted presentation context
+            raise DeliveryError(f"{name} does not accept storage commitment", permanent=False) from error
+        except (RuntimeError, OSError, AttributeError) as error:
+            raise _ended(self._peer) from error
+        if not answer or "Status" not in answer:
+            raise _unanswered(self._association, self._peer, "a storage commitment request")
+        status = int(answer.Status)
+        if status != SUCCESS:
+            raise DeliveryError(
+                f"{name} answered a storage commitment request with 0x{status:04X}", permanent=False, status=status
+            )
+
+    def read_back(self, reference: Reference) -> bool:
+        """Whether a C-FIND at IMAGE level finds exactly that instance.
+
+        Raises
+        ------
+        DeliveryError
+            Where the query ended otherwise than by Success; the association may have ended with it.
+        """
+        query = Dataset()
+        query.QueryRetrieveLevel = "IMAGE"
+        query.StudyInstanceUID = reference.study_instance_uid
+        query.SeriesInstanceUID = reference.series_instance_uid
+        query.SOPInstanceUID = reference.sop_instance_uid
+        return any(_is(answer, reference) for answer in _answers(self._association, query, self._peer))
+
     def _as_accepted(self, file: Path) -> Path | Dataset:
         """The file, to be sent as it is; decoded where its SOP class was accepted in Implicit VR alone."""
         meta = read_file_meta_info(file)
         # All that pynetdicom will ask of it: an AttributeError here is the file's fault, later the association's.
         sop_class, _, _ = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID
-        accepted = {
-            str(context.transfer_syntax[0])
-            for context in self._association.accepted_contexts
-            if context.abstract_syntax == sop_class
-        }
-        return dcmread(file) if accepted == {ImplicitVRLittleEndian} else file
+        return dcmread(file) if self._accepted.get(str(sop_class)) == (ImplicitVRLittleEndian,) else file
 
 
-def _not_established(
-    association: Association, peer: Peer, fault: Fault, rejection: A_ASSOCIATE | None
-) -> AssociationError:
-    where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
-    if rejection is not None:
-        return AssociationError(
-            f"{where} rejected the association: {rejection.reason_str}",
-            fault=Fault.REJECTED,
-            permanent=rejection.result == _REJECTED_PERMANENT,
-            rejection=(rejection.result_source or 0, rejection.diagnostic or 0),
+def _accepted(association: Association) -> dict[str, tuple[str, ...]]:
+    """By SOP class, the transfer syntaxes that the peer accepts, those of this node's choice first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for context in association.accepted_contexts:
+        sop_class = str(context.abstract_syntax)
+        found[sop_class] = (*found.get(sop_class, ()), str(context.transfer_syntax[0]))
+    return found
+
+
+def _answers(association: Association, query: Dataset, peer: Peer) -> list[Dataset]:
+    """The answers of a Study Root C-FIND; a peer that does not come to an end is left.
+
+    Raises
+    ------
+    DeliveryError
+        Where the query ended otherwise than by Success.
+    """
+    answers: list[Dataset] = []
+    limit_s = association.dimse_timeout or 0.0
+    ends, pending, status = time.monotonic() + limit_s, 0, Dataset()
+    try:
+        for status, answer in association.send_c_find(query, QUERY):
+            if not status or status.Status not in PENDING:
+                break
+            pending += 1
+            if answer is not None:
+                answers.append(answer)
+            if pending > _MOST_ANSWERS or time.monotonic() > ends:
+                association.abort()
+                raise DeliveryError(
+                    f"{peer.name} does not end C-FIND after {pending} answers in {limit_s:.0f} s", permanent=False
+                )
+    except ValueError as error:  # no accepted presentation context
+        raise DeliveryError(f"{peer.name} does not accept C-FIND", permanent=False) from error
+    except (RuntimeError, OSError, AttributeError) as error:
+        raise _ended(peer) from error
+    if not status:
+        raise _unanswered(association, peer, "C-FIND")
+    if status.Status != SUCCESS:
+        raise DeliveryError(
+            f"{peer.name} answered C-FIND with 0x{status.Status:04X}", permanent=False, status=int(status.Status)
         )
-    if association.acceptor.primitive is not None and not association.accepted_contexts:
-        return AssociationError(
-            f"{where} accepts none of the proposed SOP classes", fault=Fault.NO_CONTEXT, permanent=True
-        )
-    return AssociationError(f"{where} does not answer", fault=fault)
+    return answers
+
+
+def _cited(sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+    return item
+
+
+def _is(answer: Dataset, reference: Reference) -> bool:
+    """Whether a C-FIND answer is that instance; the keys above its level must agree where they are answered."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study, series, instance = (
+                str(answer.get(keyword) or "").strip(" \0")
+                for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+            )
+    except Exception:  # pydicom decodes on access, and raises many kinds on broken input
+        return False
+    return (
+        instance == reference.sop_instance_uid
+        and study in ("", reference.study_instance_uid)
+        and series in ("", reference.series_instance_uid)
+    )
+
+
+def _ended(peer: Peer) -> DeliveryError:
+    return DeliveryError(f"{peer.name} ended the association", permanent=False)
+
+
+def _unanswered(association: Association, peer: Peer, what: str) -> DeliveryError:
+    """A time limit that was met, or an abort: Orthanc answers so a caller that it does not know."""
+    ours = association.ae.ae_title
+    return DeliveryError(f"{peer.name} gave no answer to {what}; does it know AE title {ours}?", permanent=False)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID, Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from dicom_node.association import AssociationError, Fault
 from dicom_node.doctor.finding import failure, ok, warning
 from dicom_node.domain import DeliveryError
-from dicom_node.pacs import AssociationError, Fault, Pacs
+from dicom_node.pacs import Pacs
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
 
 if TYPE_CHECKING:

@@ -1,0 +1,135 @@
+"""One association that this node opens with a peer, or the reason why there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.pdu import A_ASSOCIATE_RJ
+
+from dicom_node.domain import DeliveryError
+from dicom_node.transport import bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pynetdicom.association import Association
+    from pynetdicom.events import Event
+    from pynetdicom.pdu_primitives import A_ASSOCIATE
+
+    from dicom_node.config import Peer
+
+_REJECTED_PERMANENT = 0x01  # PS3.8 9.3.4
+
+
+class Fault(StrEnum):
+    """How far an association came that could not be used."""
+
+    UNRESOLVED = "unresolved"  # no address by that name
+    UNREACHABLE = "unreachable"  # no TCP connection
+    SILENT = "silent"  # a connection, but no DICOM answer, or an abort
+    REJECTED = "rejected"
+    NO_CONTEXT = "no_context"  # none of the SOP classes is accepted
+
+
+class AssociationError(DeliveryError):
+    """No association with a peer. `rejection` is the peer's source and reason (PS3.8 9.3.4)."""
+
+    def __init__(
+        self, message: str, *, fault: Fault, permanent: bool = False, rejection: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(message, permanent=permanent)
+        self.fault = fault
+        self.rejection = rejection
+
+
+@contextlib.contextmanager
+def associated(
+    peer: Peer,
+    abstract_syntaxes: Sequence[str],
+    *,
+    ae_title: str,
+    timeout_s: float,
+    handlers: Sequence[evt.EventHandlerType] = (),
+) -> Iterator[Association]:
+    """An association on which the peer accepts at least one of the SOP classes, released at the end.
+
+    Raises
+    ------
+    AssociationError
+        Permanent where the peer rejects this node for good, or accepts nothing.
+    """
+    entity = AE(ae_title=ae_title)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
+    entity.connection_timeout = timeout_s
+    for syntax in abstract_syntaxes:
+        # PS3.5 10.1: Implicit VR must be offered. In a context of its own, so that both can be accepted.
+        entity.add_requested_context(syntax, ExplicitVRLittleEndian)
+        entity.add_requested_context(syntax, ImplicitVRLittleEndian)
+    connected: list[Event] = []
+    rejections: list[A_ASSOCIATE] = []
+
+    def note_rejection(event: Event) -> None:
+        if isinstance(event.pdu, A_ASSOCIATE_RJ):
+            rejections.append(event.pdu.to_primitive())
+
+    bound: list[evt.EventHandlerType] = [
+        (evt.EVT_CONN_OPEN, bounded(timeout_s)),
+        (evt.EVT_CONN_OPEN, connected.append),
+        # A rejection that comes at once ends the connection before pynetdicom looks, which then calls it none.
+        (evt.EVT_PDU_RECV, note_rejection),
+        *handlers,
+    ]
+    try:
+        association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=bound)
+    except OSError as error:  # such as a host name that does not resolve
+        raise AssociationError(
+            f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", fault=Fault.UNRESOLVED
+        ) from error
+    if not association.is_established:
+        if association.dul.socket is not None:
+            association.dul.socket.close()  # pynetdicom leaves it open when the peer vanishes meanwhile
+        fault = Fault.SILENT if connected else Fault.UNREACHABLE
+        raise _not_established(association, peer, fault, next(iter(rejections), None))
+    _one_message_at_a_time(association)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _one_message_at_a_time(association: Association) -> None:
+    """No answer to the peer gets between the fragments of a request of ours (PS3.8 annex E.1).
+
+    pynetdicom answers an N-EVENT-REPORT in a thread of its own, at any time.
+    """
+    lock, send = threading.Lock(), association.dimse.send_msg
+
+    def locked(primitive: Any, context_id: int) -> None:
+        with lock:
+            send(primitive, context_id)
+
+    association.dimse.send_msg = locked  # type: ignore[method-assign]
+
+
+def _not_established(
+    association: Association, peer: Peer, fault: Fault, rejection: A_ASSOCIATE | None
+) -> AssociationError:
+    where = f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
+    if rejection is not None:
+        return AssociationError(
+            f"{where} rejected the association: {rejection.reason_str}",
+            fault=Fault.REJECTED,
+            permanent=rejection.result == _REJECTED_PERMANENT,
+            rejection=(rejection.result_source or 0, rejection.diagnostic or 0),
+        )
+    if association.acceptor.primitive is not None and not association.accepted_contexts:
+        return AssociationError(
+            f"{where} accepts none of the proposed SOP classes", fault=Fault.NO_CONTEXT, permanent=True
+        )
+    return AssociationError(f"{where} does not answer", fault=fault)
