@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicom_node.domain import NodeError
+from dicom_node.domain import NodeError, ObjectKind
 
 INCOMING = "incoming"
 OWNER = "ledger.json"
@@ -33,6 +33,16 @@ class ArchivedFile:
     path: str
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A DICOM object of ours in the archive."""
+
+    kind: ObjectKind
+    sop_class_uid: str
+    sop_instance_uid: str
+    file: ArchivedFile
 
 
 class Archive:

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
-    from dicom_node.archive import ArchivedFile
+    from dicom_node.archive import ArchivedFile, Product
     from dicom_node.bundle import Manifest
     from dicom_node.database import Database
     from dicom_node.domain import DeclineReason, NodeError
-    from dicom_node.outbox import Product
     from dicom_node.predictions import StoredPrediction
 
 _CLAIMABLE = (State.PREDICTED, State.WAITING)  # what was begun goes first

@@ -81,9 +81,9 @@ class Decoded:
     admission: Admission | None = None
 
 
-def decoders(settings: Settings) -> Children:
-    """Children for calls of `decode` and `dicom_node.products.build_products`, with the limits of the settings."""
-    processes = settings.decode_processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+def decoders(settings: Settings, processes: int = 0) -> Children:
+    """Children for `decode` and what `dicom_node.products` builds, with the limits of the settings, or so many."""
+    processes = processes or settings.decode_processes or min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     return Children(
         processes,
         timeout_s=settings.decode_timeout_s,

@@ -98,7 +98,8 @@ class _Delivery:
             except DeliveryError as error:
                 failed = error
         if failed is not None:
-            log.warning("delivery: %s%s", failed, "; this needs a person" if failed.permanent else "; it is tried again")
+            told = "this needs a person" if failed.permanent else "it is tried again"
+            log.warning("delivery: %s; %s", failed, told)
             _none_reached(self._open, failed, outbox)
         elif lost.is_set() and self._open:
             log.warning("delivery: another process has the objects for %s by now", self._peer.name)

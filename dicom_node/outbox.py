@@ -38,22 +38,12 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Update
     from sqlalchemy.orm import Session
 
-    from dicom_node.archive import ArchivedFile
+    from dicom_node.archive import Product
     from dicom_node.database import Database
     from dicom_node.domain import DeliveryError
 
 OPEN = (DeliveryState.PENDING, DeliveryState.SENT)
 _RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A DICOM object of ours in the archive."""
-
-    kind: ObjectKind
-    sop_class_uid: str
-    sop_instance_uid: str
-    file: ArchivedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +275,7 @@ class Outbox:
 
     def _pause_s(self, times: int) -> float:
         """It doubles, and is spread: not all that failed together come back together."""
-        pause_s = min(self._retry_max_s, self._retry_base_s * 2 ** min(times, 16))
+        pause_s = min(self._retry_max_s, self._retry_base_s * 2.0 ** min(times, 16))
         return pause_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, no secret
 
 

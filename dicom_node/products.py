@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.uid import UID, Comprehensive3DSRStorage
 
+from dicom_node.archive import Product
 from dicom_node.bundle import parse_manifest
 from dicom_node.domain import ObjectKind
 from dicom_node.heatmap import build_heatmap
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom import Dataset
 
+    from dicom_node.archive import Archive
     from dicom_node.bundle import Code
     from dicom_node.domain import Prediction
 
@@ -83,6 +85,29 @@ def build_picture(
     return _built(ObjectKind.HEATMAP, heatmap), tuple(notes)
 
 
+def store_picture(archive: Archive, *arguments: Any, heatmap_size: int) -> tuple[Product, tuple[str, ...]]:
+    """`build_picture`'s heatmap is in the archive.
+
+    Raises
+    ------
+    OSError
+        Where the disk does not take it.
+    """
+    built, notes = build_picture(*arguments, heatmap_size=heatmap_size)
+    return _archived(archive, built), notes
+
+
+def store_study_report(archive: Archive, *arguments: Any, **options: Any) -> Product:
+    """`build_study_report`'s report is in the archive.
+
+    Raises
+    ------
+    OSError
+        Where the disk does not take it.
+    """
+    return _archived(archive, build_study_report(*arguments, **options))
+
+
 def build_study_report(
     images: Sequence[StudyImage],
     manifest_json: str,
@@ -128,6 +153,10 @@ def build_study_report(
 
 def _reference(study_instance_uid: str, sop_class_uid: str, sop_instance_uid: str) -> Reference:
     return Reference(study_instance_uid, series_uid(sop_instance_uid), sop_class_uid, sop_instance_uid)
+
+
+def _archived(archive: Archive, built: Built) -> Product:
+    return Product(built.kind, built.sop_class_uid, built.sop_instance_uid, archive.store(built.content))
 
 
 def _built(kind: ObjectKind, ds: Dataset) -> Built:

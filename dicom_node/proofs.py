@@ -84,7 +84,8 @@ class Proofs:
                 .order_by(DeliveryRow.id)
             ).tuples()
             committed, ended = set(report.committed), []
-            for row, uid in rows:
+            for row, found in rows:
+                uid = found or ""
                 if uid in committed:
                     row.state, row.lease_expires_at, row.holder = DeliveryState.COMMITTED, None, None
                     ended.append(row.id)

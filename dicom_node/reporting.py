@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from dicom_node.domain import DecoderError, NodeError, ObjectKind, place_of
 from dicom_node.maps import MissingFileError, UnreadableFileError, read_maps
-from dicom_node.outbox import Product
-from dicom_node.products import StudyImage, build_study_report
+from dicom_node.products import StudyImage, store_study_report
 from dicom_node.report import SOP_CLASSES
 from dicom_node.routing import destinations
 
@@ -18,10 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from dicom_node.archive import Archive
+    from dicom_node.archive import Archive, Product
     from dicom_node.children import Children
     from dicom_node.config import Settings
-    from dicom_node.products import Built
     from dicom_node.reports import Draft, Reports, Source
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ class Reporter:
             The disk or the database fails: no study's fault.
         """
         found = self._reports.due(self._settings.study_quiet_s, _BATCH)
-        begun: list[tuple[Draft, Future[Built] | NodeError]] = []
+        begun: list[tuple[Draft, Future[Product] | NodeError]] = []
         for due in found:
             draft = self._reports.draft(due)
             if draft.untold:
@@ -58,11 +56,11 @@ class Reporter:
         for draft, future in begun:
             on_step()
             try:
-                built = _result(future)
+                made = _result(future)
             except NodeError as error:
                 self._not_built(draft, error)
             else:
-                self._issue(draft, built)
+                self._issue(draft, made)
         return len(found)
 
     def in_form(self, report_id: int, sop_class_uid: str, delivery_id: int) -> Product:
@@ -74,18 +72,17 @@ class Reporter:
             Where it cannot be made.
         """
         draft = self._reports.draft_of(report_id)
-        made = self._archived(_result(self._begin(draft, draft.sources, sop_class_uid)))
+        made = _result(self._begin(draft, draft.sources, sop_class_uid))
         self._reports.add_form(report_id, made, delivery_id)
         return made
 
-    def _issue(self, draft: Draft, built: Built) -> None:
+    def _issue(self, draft: Draft, made: Product) -> None:
         wanted = destinations(
             self._settings,
             ObjectKind.REPORT,
             flagged=any(source.flagged for source in draft.sources),
             senders={source.calling_ae_title for source in draft.sources},
         )
-        made = self._archived(built)
         if self._reports.issue(draft, made, wanted) is not None:
             log.info("report %s of %d images", made.sop_instance_uid, len(draft.sources))
 
@@ -115,20 +112,20 @@ class Reporter:
 
     def _begin(
         self, draft: Draft, sources: Sequence[Source], sop_class_uid: str = next(iter(SOP_CLASSES))
-    ) -> Future[Built] | NodeError:
+    ) -> Future[Product] | NodeError:
         """What a child will have built; an error where the archive does not hold what it is built of."""
         try:
             images = [self._image(source) for source in sources]
         except NodeError as error:
             return error
         build = partial(
-            build_study_report,
+            store_study_report,
             node_ae_title=self._settings.ae_title,
             sop_class=sop_class_uid,
             predecessors=[predecessor.object_in(sop_class_uid) for predecessor in draft.predecessors],
             codes=self._settings.codes,
         )
-        return self._children.submit(build, images, draft.manifest_json)
+        return self._children.submit(build, self._archive, images, draft.manifest_json)
 
     def _image(self, source: Source) -> StudyImage:
         stored = source.stored
@@ -140,12 +137,8 @@ class Reporter:
             heatmap_sop_instance_uid=source.heatmap_sop_instance_uid,
         )
 
-    def _archived(self, built: Built) -> Product:
-        file = self._archive.store(built.content)
-        return Product(built.kind, built.sop_class_uid, built.sop_instance_uid, file)
 
-
-def _result(future: Future[Built] | NodeError) -> Built:
+def _result(future: Future[Product] | NodeError) -> Product:
     """What was built.
 
     Raises

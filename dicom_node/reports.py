@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from dicom_node.archive import Product
     from dicom_node.database import Database
     from dicom_node.domain import NodeError
-    from dicom_node.outbox import Product
     from dicom_node.predictions import StoredPrediction
 
 _UNDER_WAY = (State.WAITING, State.CLAIMED, State.PREDICTED)

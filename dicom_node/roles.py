@@ -18,16 +18,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
 from dicom_node.database import Database
-from dicom_node.delivery import deliver_due
+from dicom_node.decoding import decoders
+from dicom_node.delivery import Depot, deliver_due
 from dicom_node.domain import NodeError, invariant_holds, place_of
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from dicom_node.outbox import Outbox
+from dicom_node.proofs import Proofs
+from dicom_node.reporting import Reporter
+from dicom_node.reports import Reports
 from dicom_node.watch import IDLE_S, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from dicom_node.children import Children
     from dicom_node.config import Settings
     from dicom_node.domain import Purpose
 
@@ -35,6 +40,7 @@ log = logging.getLogger(__name__)
 
 READY = "ready"
 _OUTBOX_POLL_S = 0.05
+_REPORTING = 1  # process that builds reports, for each that delivers
 _PAUSE_AFTER_FAULT_S = 1.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -76,7 +82,7 @@ def stop_on_signal() -> threading.Event:
 
 def listen(settings: Settings, stop: threading.Event) -> None:
     """Receive until told to stop."""
-    listener = start_listener(settings, Ledger(Database(settings.database_dsn)))
+    listener = start_listener(settings, Database(settings.database_dsn))
     announce_ready()
     stop.wait()
     listener.stop()
@@ -84,7 +90,7 @@ def listen(settings: Settings, stop: threading.Event) -> None:
 
 def start_listener(
     settings: Settings,
-    ledger: Ledger,
+    database: Database,
     ring: Callable[[], None] | None = None,
     accepting: threading.Event | None = None,
 ) -> Listener:
@@ -95,7 +101,9 @@ def start_listener(
     StartError
         Where the port cannot be had.
     """
-    listener = Listener(settings, Archive(settings.archive_dir), ledger, ring, accepting)
+    proofs = Proofs(database, retry_base_s=settings.retry_base_s)
+    archive = Archive(settings.archive_dir)
+    listener = Listener(settings, archive, Ledger(database), ring, accepting, proofs.answered)
     try:
         listener.start()
     except OSError as error:
@@ -107,28 +115,48 @@ def start_listener(
 
 
 def deliver(settings: Settings, stop: threading.Event) -> None:
-    """Send what is due until told to stop."""
+    """Make the reports that are due and send what is due, until told to stop."""
     database = Database(settings.database_dsn)
-    outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
-    archive = Archive(settings.archive_dir)
     # One step may be to connect and to associate, or an answer and a release: each has its own limit on the network.
     watch = Watch(settings.health_dir, "deliver", max(settings.step_timeout_s, 4 * settings.network_timeout_s))
-    announce_ready()
-    fault = Fault("delivery")
-    while not stop.is_set():
-        watch.step()
-        try:
-            busy = deliver_due(outbox, archive, settings, watch.step, stop.is_set)
-        except Exception as error:
-            fault.tell(_explained(error, database))
-            watch.rest()
-            stop.wait(_PAUSE_AFTER_FAULT_S)
-            continue
-        fault.over()
-        if not busy:
-            watch.rest()
-            stop.wait(_OUTBOX_POLL_S)
+    with decoders(settings, _REPORTING) as children:
+        depot = make_depot(settings, database, children)
+        announce_ready()
+        reporting, delivery = Fault("reporting"), Fault("delivery")
+        while not stop.is_set():
+            watch.step()
+            busy = _tried(lambda: depot.reporter.issue_due(watch.step), reporting, database)
+            watch.step()
+            busy += _tried(lambda: deliver_due(depot, watch.step, stop.is_set), delivery, database)
+            if not busy:
+                watch.rest()
+                stop.wait(_OUTBOX_POLL_S)
     watch.close()
+
+
+def make_depot(settings: Settings, database: Database, children: Children) -> Depot:
+    """What makes reports and delivers."""
+    archive = Archive(settings.archive_dir)
+    return Depot(
+        outbox=Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s),
+        proofs=Proofs(database, retry_base_s=settings.retry_base_s),
+        archive=archive,
+        reporter=Reporter(Reports(database), archive, children, settings),
+        settings=settings,
+    )
+
+
+def _tried(work: Callable[[], int], fault: Fault, database: Database) -> int:
+    """How much was done; after a fault nothing, for a while."""
+    if fault.pauses():
+        return 0
+    try:
+        done = work()
+    except Exception as error:
+        fault.tell(_explained(error, database))
+        return 0
+    fault.over()
+    return done
 
 
 def sweep(
@@ -186,13 +214,18 @@ class Fault:
     def __init__(self, what: str) -> None:
         self._what = what
         self._told: str | None = None
+        self._until = 0.0
+
+    def pauses(self) -> bool:
+        """Whether it was told of a moment ago."""
+        return time.monotonic() < self._until
 
     def tell(self, error: Exception) -> None:
         """The log says why, unless it said the same the last time."""
         told = str(error) if isinstance(error, NodeError) else place_of(error)
         if told != self._told:
             log.warning("%s pauses: %s", self._what, told)
-        self._told = told
+        self._told, self._until = told, time.monotonic() + _PAUSE_AFTER_FAULT_S
 
     def over(self) -> None:
         """The log says that it goes on, where it had said that it does not."""

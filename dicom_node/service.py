@@ -135,8 +135,8 @@ def listen(settings: Settings, stop: threading.Event) -> None:
     """Receive until told to stop, and ring for what waits; until the database is there, senders keep what they have."""
     _expect_broker(settings)
     with locked(settings, alone=False), closing(Database(settings.database_dsn)) as database:
-        ledger, ringer, accepting = Ledger(database), Ringer(settings.broker_dsn), threading.Event()
-        listener = roles.start_listener(settings, ledger, ringer.ring, accepting)
+        ringer, accepting = Ringer(settings.broker_dsn), threading.Event()
+        listener = roles.start_listener(settings, database, ringer.ring, accepting)
         try:
             if _belongs(settings, database, stop, takes_archive=True):
                 accepting.set()

@@ -232,7 +232,7 @@ class RetractionRow(Base):
 class ScreeningRow(Base):
     """One instance x release x purpose: the unit of work, and the state machine's place.
 
-    `round` counts from 1 where the same release screens it anew, by other thresholds; `replaced_by` is the later one.
+    `round` counts how often the instance was screened for the purpose; `replaced_by` is the later screening.
     `report_id` is the newest report that tells of it.
     """
 

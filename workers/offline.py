@@ -21,7 +21,7 @@ from dicom_node.combination import anomalies
 from dicom_node.decoding import PICTURE_MARKS, Wanted, decode, decoders
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError, place_of
 from dicom_node.heatmap import draw_heatmap
-from dicom_node.products import build_products
+from dicom_node.products import StudyImage, build_picture, build_study_report
 from workers.loop import load_ensemble
 
 if TYPE_CHECKING:
@@ -231,16 +231,13 @@ def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -
             drawn = draw_heatmap(pixels, answer.prediction, ensemble.manifest, size=settings.heatmap_size)
             (out / f"{stem}.heatmap.png").write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
             return
-        built, _ = build_products(
-            header,
-            picture,
-            answer.prediction,
-            ensemble.manifest.model_dump_json(),
-            datetime.now(UTC),
-            heatmap_size=settings.heatmap_size,
-            node_ae_title=settings.ae_title,
+        now, manifest_json = datetime.now(UTC), ensemble.manifest.model_dump_json()
+        heatmap, _ = build_picture(
+            header, picture, answer.prediction, manifest_json, now, heatmap_size=settings.heatmap_size
         )
-        for one in built:
+        image = StudyImage(answer.path, answer.prediction, now, heatmap.sop_class_uid, heatmap.sop_instance_uid)
+        report = build_study_report([image], manifest_json, node_ae_title=settings.ae_title, codes=settings.codes)
+        for one in (heatmap, report):
             (out / f"{stem}.{one.kind}.dcm").write_bytes(one.content)
     except NodeError as error:
         answer.error = str(error)

@@ -6,39 +6,39 @@ import contextlib
 import logging
 import time
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
-import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.claims import Product, StoredMap
 from dicom_node.decoding import Wanted, decode
 from dicom_node.domain import (
     BundleError,
     DeclinedByPixelsError,
     DecoderError,
     LostLeaseError,
-    MemberMap,
     NodeError,
-    Prediction,
+    ObjectKind,
     State,
     place_of,
 )
 from dicom_node.leases import holder_name, kept_alive
-from dicom_node.products import build_products
+from dicom_node.maps import SUFFIX, MissingFileError, UnreadableFileError, encode_maps, read_maps
+from dicom_node.products import store_picture
+from dicom_node.routing import destinations
 from workers.ensemble import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from dicom_node.archive import Archive
+    from dicom_node.archive import Archive, Product
     from dicom_node.children import Children
-    from dicom_node.claims import Claim, Claims, StoredPrediction
+    from dicom_node.claims import Claim, Claims
     from dicom_node.config import Settings
     from dicom_node.decoding import Decoded
+    from dicom_node.domain import Prediction
     from workers.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
@@ -51,24 +51,19 @@ _MOST_CHILDREN = 2  # that one image may cost
 _NO_IMAGES_FAULT = (OSError, SQLAlchemyError, DeviceError, BundleError)
 
 
-class MissingFileError(NodeError):
-    """The archive does not hold what the ledger says it holds."""
-
-    reason = "archive_missing"
-
-
-class UnreadableFileError(NodeError):
-    """The archive holds the file, and the disk or its rights keep it."""
-
-    permanent = False
-    reason = "archive_unreadable"
-
-
 class _Job(NamedTuple):
     """A claim whose image was decoded."""
 
     claim: Claim
     decoded: Decoded
+
+
+class _Building(NamedTuple):
+    """A claim whose heatmap a child builds; `flagged` where any question was."""
+
+    claim: Claim
+    future: Future[tuple[Product, tuple[str, ...]]]
+    flagged: bool
 
 
 class Screener:
@@ -179,7 +174,7 @@ class Screener:
         decoding = [
             (claim, self._children.submit(decode, self._archive.locate(claim.path), wanted)) for claim in held.values()
         ]
-        building: list[tuple[Claim, Future[Any]]] = []
+        building: list[_Building] = []
         try:
             while decoding and not stopping():
                 jobs = self._take_decoded(decoding, held)
@@ -189,7 +184,7 @@ class Screener:
             for _, future in decoding:
                 future.cancel()
         while building:
-            self._await_first([future for _, future in building])
+            self._await_first([one.future for one in building])
             self._save_built(building, held)
 
     def _await_first(self, futures: Sequence[Future[Any]]) -> None:
@@ -197,11 +192,11 @@ class Screener:
         while not wait(futures, _LOOK_S, FIRST_COMPLETED).done:
             self._step()
 
-    def _save_built(self, building: list[tuple[Claim, Future[Any]]], held: dict[int, Claim]) -> None:
-        """The results that are built by now are saved."""
-        for claim, future in [one for one in building if one[1].done()]:
-            building.remove((claim, future))
-            self._save_results(claim, future, held)
+    def _save_built(self, building: list[_Building], held: dict[int, Claim]) -> None:
+        """The heatmaps that are built by now are saved."""
+        for one in [one for one in building if one.future.done()]:
+            building.remove(one)
+            self._save_heatmap(one, held)
 
     def _take_decoded(self, decoding: list[tuple[Claim, Future[Decoded]]], held: dict[int, Claim]) -> list[_Job]:
         """What is decoded by now, in line, and at least one: nobody waits behind an image whose child loops."""
@@ -220,7 +215,7 @@ class Screener:
                     ) from error
         return jobs
 
-    def _predict(self, jobs: Sequence[_Job], held: dict[int, Claim]) -> list[tuple[Claim, Future[Any]]]:
+    def _predict(self, jobs: Sequence[_Job], held: dict[int, Claim]) -> list[_Building]:
         """The predictions stand in the ledger; what is built of them is under way."""
         found: dict[int, Prediction | NodeError] = {}
         # Those of one release, of one site's thresholds: all of them but in the moment when these change.
@@ -236,7 +231,7 @@ class Screener:
             if job.claim.screening_id not in held:
                 continue
             with self._guarded(job.claim, held):
-                building.append((job.claim, self._report(job, found.get(job.claim.screening_id))))
+                building.append(self._draw(job, found.get(job.claim.screening_id)))
         return building
 
     def _answers(
@@ -257,30 +252,33 @@ class Screener:
                 (found[job.claim.screening_id],) = self._ensemble.predict([job.decoded.squares], thresholds)
         return found
 
-    def _report(self, job: _Job, answer: Prediction | NodeError | None) -> Future[Any]:
-        claim, archive, settings = job.claim, self._archive, self._settings
+    def _draw(self, job: _Job, answer: Prediction | NodeError | None) -> _Building:
+        claim, archive = job.claim, self._archive
         if isinstance(answer, NodeError):
             raise answer
         if answer is not None:
-            self._claims.save_prediction(claim, answer, [_store_map(archive, one) for one in answer.maps])
-        stored = self._claims.load_prediction(claim)  # what is reported is what the ledger holds
-        return self._children.submit(
-            partial(build_products, heatmap_size=settings.heatmap_size, node_ae_title=settings.ae_title),
+            maps_file = archive.store(encode_maps(answer.maps), SUFFIX) if answer.maps else None
+            self._claims.save_prediction(claim, answer, maps_file)
+        stored = self._claims.load_prediction(claim)  # what is told is what the ledger holds
+        future = self._children.submit(
+            partial(store_picture, heatmap_size=self._settings.heatmap_size),
+            archive,
             job.decoded.header,
             job.decoded.picture,
-            _with_maps(stored, archive),
+            replace(stored.prediction, maps=read_maps(archive, stored.maps)),
             claim.manifest_json,
             stored.predicted_at,
         )
+        return _Building(claim, future, any(result.flagged for result in stored.prediction.targets))
 
-    def _save_results(self, claim: Claim, future: Future[Any], held: dict[int, Claim]) -> None:
+    def _save_heatmap(self, one: _Building, held: dict[int, Claim]) -> None:
+        claim = one.claim
         with self._guarded(claim, held):
-            built, notes = future.result()
-            products = [
-                Product(one.kind, one.sop_class_uid, one.sop_instance_uid, self._archive.store(one.content))
-                for one in built
-            ]
-            self._claims.save_results(claim, products, [peer.name for peer in self._settings.destinations], notes)
+            heatmap, notes = one.future.result()
+            wanted = destinations(
+                self._settings, ObjectKind.HEATMAP, flagged=one.flagged, senders=[claim.calling_ae_title]
+            )
+            self._claims.save_heatmap(claim, heatmap, wanted, notes)
             log.info("screening %d reported", claim.screening_id)
             held.pop(claim.screening_id, None)
 
@@ -337,37 +335,3 @@ class Screener:
                 f"the worker has {have.name} {have.release}, the ledger asks for {wanted.name} {wanted.release}: "
                 "the bundle was changed, the worker starts again"
             )
-
-
-def _bytes(archive: Archive, path: str) -> bytes:
-    try:
-        return archive.locate(path).read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path} is not in the archive") from error
-    except OSError as error:
-        raise UnreadableFileError(f"{path} cannot be read from the archive: {error.strerror}") from error
-
-
-def _store_map(archive: Archive, found: MemberMap) -> StoredMap:
-    encoded = cv2.imencode(".png", found.pixels)[1].tobytes()
-    return StoredMap(found.member, found.name, found.box, archive.store(encoded, ".png"))
-
-
-def _with_maps(stored: StoredPrediction, archive: Archive) -> Prediction:
-    plain = stored.prediction
-    maps = []
-    for row, member, name in stored.maps:
-        pixels = cv2.imdecode(np.frombuffer(_bytes(archive, row.path), np.uint8), cv2.IMREAD_GRAYSCALE)
-        if pixels is None:
-            raise MissingFileError(f"{row.path} is no map")
-        top, left, height, width = row.box or (0.0, 0.0, 1.0, 1.0)
-        maps.append(MemberMap(member, name, pixels.astype(np.uint8), (top, left, height, width)))
-    return Prediction(
-        bundle=plain.bundle,
-        release=plain.release,
-        operating_point=plain.operating_point,
-        targets=plain.targets,
-        members=plain.members,
-        maps=tuple(maps),
-        remarks=plain.remarks,
-    )

@@ -1,0 +1,102 @@
+"""A study screened anew: by a newer release, or by thresholds that were set since."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+from dicom_node.bundle import parse_manifest
+from dicom_node.database import Database
+from dicom_node.domain import NodeError, ObjectKind, Purpose, State
+from dicom_node.ledger import log_transition
+from dicom_node.releases import newest_thresholds
+from dicom_node.tables import InstanceRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from dicom_node.config import Settings
+
+_ENDED = (State.DELIVERED, State.WITHHELD, State.FAILED, State.DECLINED)
+
+
+class RescreeningError(NodeError):
+    """The study cannot be screened anew."""
+
+    reason = "rescreening"
+
+
+def rescreen(settings: Settings, study_instance_uid: str) -> int:
+    """The study's images wait for the release that is active now; returns how many do.
+
+    Those that this release has screened by the thresholds that count now, or that are being screened, are left alone:
+    the same would be said of them under the same UIDs. New results name those that they replace.
+
+    Raises
+    ------
+    SchemaError, UnreachableError, RescreeningError
+        Where the ledger cannot be used or holds no image of the study that can be screened.
+    """
+    with closing(Database(settings.database_dsn)) as database:
+        database.check_schema()
+        with database.write(alone="release") as session:
+            release = session.scalar(select(ReleaseRow).filter_by(active=True))
+            rows = session.execute(
+                select(ScreeningRow, InstanceRow)
+                .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+                .where(
+                    InstanceRow.study_instance_uid == study_instance_uid,
+                    InstanceRow.path.is_not(None),
+                    ScreeningRow.purpose == Purpose.LIVE,
+                    ScreeningRow.replaced_by.is_(None),
+                    ScreeningRow.attempt > 0,  # what its header kept from being screened has none
+                )
+                .order_by(ScreeningRow.id)
+                .with_for_update(of=ScreeningRow)
+            ).tuples()
+            found = rows.all()
+            if release is None or not found:
+                raise RescreeningError(f"no image of study {study_instance_uid} was screened: is the UID right?")
+            anew = [
+                screening
+                for screening, _ in found
+                if screening.state in _ENDED and _would_differ(session, screening, release)
+            ]
+            for screening in anew:
+                _replace(session, screening, release.id)
+            return len(anew)
+
+
+def _would_differ(session: Session, screening: ScreeningRow, release: ReleaseRow) -> bool:
+    """Whether another result may come of it, or none came yet."""
+    drawn = select(ObjectRow.id).filter_by(screening_id=screening.id, kind=ObjectKind.HEATMAP)
+    if screening.release_id != release.id or session.scalar(drawn) is None:
+        return True
+    told = select(OutcomeRow.target, OutcomeRow.threshold).filter_by(screening_id=screening.id)
+    site = newest_thresholds(session, release.id)
+    now = {
+        target.name: site.get(target.name, target.operating_points[target.operating_point].threshold)
+        for target in parse_manifest(release.manifest).targets
+    }
+    return dict(session.execute(told).tuples().all()) != now
+
+
+def _replace(session: Session, screening: ScreeningRow, release_id: int) -> None:
+    # Of all releases: while it waits, another may become active, and has perhaps screened the image before.
+    rounds = select(func.max(ScreeningRow.round)).filter_by(
+        instance_id=screening.instance_id, purpose=screening.purpose
+    )
+    anew = ScreeningRow(
+        instance_id=screening.instance_id,
+        release_id=release_id,
+        purpose=screening.purpose,
+        state=State.WAITING,
+        round=(session.scalar(rounds) or 0) + 1,
+    )
+    session.add(anew)
+    session.flush()
+    log_transition(session, anew.id, None, State.WAITING, 0)
+    screening.replaced_by = anew.id
+    session.flush()

@@ -1,0 +1,185 @@
+"""Retractions in the ledger: what of a study's results was taken back, by whom and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import ColumnElement, or_, select, update
+
+from dicom_node.domain import DeliveryState, NodeError, ObjectKind, State
+from dicom_node.ledger import change_state
+from dicom_node.outbox import enqueue, settle
+from dicom_node.tables import (
+    DeliveryRow,
+    InstanceRow,
+    ObjectRow,
+    ReportRow,
+    RetractionRow,
+    ScreeningRow,
+    db_now,
+    storable,
+)
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sqlalchemy.orm import Session
+
+    from dicom_node.archive import Product
+    from dicom_node.database import Database
+
+_PRODUCTS = (ObjectKind.HEATMAP, ObjectKind.REPORT)
+
+
+class RetractionError(NodeError):
+    """There is nothing to take back."""
+
+    reason = "retraction"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the node has said of a study and not taken back.
+
+    Attributes
+    ----------
+    object_ids
+        All of its objects.
+    given_away
+        SOP Class and Instance UIDs of those that a destination may hold, the answer of one that was sent having been
+        lost perhaps.
+    destinations
+        Where these are.
+    source_path
+        An image of the study in the archive.
+    """
+
+    study_instance_uid: str
+    object_ids: tuple[int, ...]
+    given_away: tuple[tuple[str, str], ...]
+    destinations: tuple[str, ...]
+    source_path: str
+
+
+class Retractions:
+    """Queries and transitions of retractions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def standing(self, study_instance_uid: str) -> Standing:
+        """What there is to take back.
+
+        Raises
+        ------
+        RetractionError
+            Where the ledger does not know the study, or nothing of ours stands in it.
+        """
+        with self._database.read() as session:
+            path = session.scalar(
+                select(InstanceRow.path).where(
+                    InstanceRow.study_instance_uid == study_instance_uid, InstanceRow.path.is_not(None)
+                )
+            )
+            if path is None:
+                raise RetractionError(f"no image of study {study_instance_uid} was kept: there is nothing to take back")
+            objects = session.scalars(_objects(study_instance_uid).order_by(ObjectRow.id)).all()
+            if not objects:
+                raise RetractionError(
+                    f"no result of study {study_instance_uid} stands: nothing was made, or all is back"
+                )
+            keys = [row.id for row in objects]
+            away = session.execute(
+                select(DeliveryRow.object_id, DeliveryRow.destination)
+                .where(DeliveryRow.object_id.in_(keys), _may_be_there())
+                .order_by(DeliveryRow.id)
+            ).all()
+            given_away = {key for key, _ in away}
+            return Standing(
+                study_instance_uid,
+                tuple(keys),
+                tuple((row.sop_class_uid or "", row.sop_instance_uid or "") for row in objects if row.id in given_away),
+                tuple(dict.fromkeys(destination for _, destination in away)),
+                path,
+            )
+
+    def retract(self, standing: Standing, note: Product | None, *, reason: str, comment: str, asked_by: str) -> None:
+        """The study's objects are taken back; what was not sent stays here, and the note goes to where the others are.
+
+        Raises
+        ------
+        RetractionError
+            Where the study has changed since it was looked at.
+        """
+        with self._database.write(alone="outbox") as session:
+            retraction = RetractionRow(
+                study_instance_uid=standing.study_instance_uid,
+                reason=reason,
+                comment=storable(comment),
+                asked_by=storable(asked_by)[:64],
+                at=db_now(),
+            )
+            session.add(retraction)
+            session.flush()
+            taken = session.execute(
+                update(ObjectRow)
+                .where(ObjectRow.id.in_(standing.object_ids), ObjectRow.retraction_id.is_(None))
+                .values(retraction_id=retraction.id)
+            )
+            now = {row.id for row in session.scalars(_objects(standing.study_instance_uid))}
+            if taken.rowcount != len(standing.object_ids) or now:  # type: ignore[attr-defined]
+                raise RetractionError(f"study {standing.study_instance_uid} has just changed: try again")
+            of_these = DeliveryRow.object_id.in_(standing.object_ids)
+            kept = session.scalars(
+                select(DeliveryRow.id).where(of_these, DeliveryRow.state == DeliveryState.PENDING)
+            ).all()
+            session.execute(
+                update(DeliveryRow)
+                .where(DeliveryRow.id.in_(kept))
+                .values(state=DeliveryState.WITHDRAWN, lease_expires_at=None, holder=None)
+            )
+            if note is not None:
+                enqueue(session, note, standing.destinations, retraction_id=retraction.id)
+            settle(session, kept)
+            _end_untold(session, standing)
+
+
+def _end_untold(session: Session, standing: Standing) -> None:
+    """No report will tell of a screening whose heatmap was taken back."""
+    untold = session.scalars(
+        select(ScreeningRow)
+        .join(ObjectRow, ObjectRow.screening_id == ScreeningRow.id)
+        .where(
+            ObjectRow.id.in_(standing.object_ids),
+            ScreeningRow.state == State.REPORTED,
+            ScreeningRow.report_id.is_(None),
+        )
+        .order_by(ScreeningRow.id)
+        .with_for_update(of=ScreeningRow)
+    )
+    for screening in untold:
+        change_state(session, screening.id, screening.attempt, State.REPORTED, State.WITHHELD, reason="retracted")
+
+
+def _may_be_there() -> ColumnElement[bool]:
+    never = (DeliveryRow.state.in_((DeliveryState.PENDING, DeliveryState.REJECTED))) & (DeliveryRow.tries == 0)
+    return ~never & (DeliveryRow.state != DeliveryState.WITHDRAWN)
+
+
+def _objects(study_instance_uid: str) -> Any:
+    """Those of the study that nobody has taken back."""
+    return (
+        select(ObjectRow)
+        .outerjoin(ReportRow, ReportRow.id == ObjectRow.report_id)
+        .outerjoin(ScreeningRow, ScreeningRow.id == ObjectRow.screening_id)
+        .outerjoin(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+        .where(
+            or_(
+                ReportRow.study_instance_uid == study_instance_uid,
+                InstanceRow.study_instance_uid == study_instance_uid,
+            ),
+            ObjectRow.kind.in_(_PRODUCTS),
+            ObjectRow.retraction_id.is_(None),
+        )
+    )
