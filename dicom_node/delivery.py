@@ -185,7 +185,7 @@ class _Delivery:
         """A query shows whether the object is there."""
         outbox, name = self._depot.outbox, self._peer.name
         if not sender.can_query:
-            outbox.proven(parcel, DeliveryState.UNPROVEN, f"{name} offers no way to prove what it holds")
+            outbox.proven(parcel, DeliveryState.UNPROVEN)
             return
         uid = parcel.sop_instance_uid
         reference = Reference(parcel.study_instance_uid, series_uid(uid), parcel.sop_class_uid, uid)

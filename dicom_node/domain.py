@@ -70,6 +70,13 @@ class ObjectKind(StrEnum):
     NOTE = "note"
 
 
+class RejectionReason(StrEnum):
+    """Why results are taken back (PS3.16 CID 7011): for their quality, or for the patient's safety."""
+
+    QUALITY = "quality"
+    SAFETY = "safety"
+
+
 class DeclineReason(StrEnum):
     """Why an instance is not screened, as recorded in the ledger and printed by `screen --json`."""
 

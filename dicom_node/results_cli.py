@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.domain import NodeError
-from dicom_node.rejection import RejectionReason
+from dicom_node.domain import NodeError, RejectionReason
 
 Study = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
 

@@ -22,7 +22,7 @@ from dicom_node.validation import check_object
 
 if TYPE_CHECKING:
     from dicom_node.config import Settings
-    from dicom_node.rejection import RejectionReason
+    from dicom_node.domain import RejectionReason
     from dicom_node.retractions import Standing
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,13 @@
 """What the listener and a worker would bring to the ledger."""
 
-from dicom_node.archive import ArchivedFile
-from dicom_node.domain import Admission, Decision, DeclineReason, Prediction, TargetResult
-from dicom_node.ledger import Received
+from dicom_node.archive import ArchivedFile, Product
+from dicom_node.claims import Claims
+from dicom_node.domain import Admission, Decision, DeclineReason, ObjectKind, Prediction, TargetResult
+from dicom_node.ledger import Ledger, Received
+from dicom_node.reports import Reports
+
+HEATMAP_CLASS = "1.2.840.10008.5.1.4.1.1.7"
+REPORT_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
 
 ADMITTED = Admission(None, "PA", "chest", ("ViewPosition", "BodyPartExamined"))
 LATERAL = Admission(DeclineReason.LATERAL, "lateral", "chest", ("ViewPosition",))
@@ -36,3 +41,34 @@ def prediction(manifest):
         ),
         members={"zhang": {"p_cls": 0.1, "p_ano": -0.75, "p_avg": -0.025}},
     )
+
+
+def product(kind, sop_instance_uid, sop_class_uid=None):
+    sop_class_uid = sop_class_uid or (HEATMAP_CLASS if kind is ObjectKind.HEATMAP else REPORT_CLASS)
+    digest = sop_instance_uid.replace(".", "")[-64:].rjust(64, "c")
+    return Product(kind, sop_class_uid, sop_instance_uid, ArchivedFile(f"{digest[:2]}/{digest}.dcm", digest, 9))
+
+
+def drawn(database, number="", destinations=("pacs",), **changed):
+    """An instance was received and screened, and its heatmap ``2.25.{number}1`` is due; no report tells of it yet."""
+    Ledger(database).record(received(f"9{number}", **changed))
+    claims = Claims(database)
+    claim = claims.claim("worker", 20)
+    claims.save_prediction(claim, prediction(claim.manifest), None)
+    heatmap = product(ObjectKind.HEATMAP, f"2.25.{number}1")
+    claims.save_heatmap(claim, heatmap, list(destinations), ["StudyDate: illegal DA, emptied"])
+    return claim
+
+
+def told(database, sop_instance_uid, destinations=("pacs",)):
+    """The report of the study that has waited longest is due; returns its id."""
+    reports = Reports(database)
+    draft = reports.draft(reports.due(0, 1)[0])
+    return reports.issue(draft, product(ObjectKind.REPORT, sop_instance_uid), list(destinations))
+
+
+def reported(database, number="", destinations=("pacs",), **changed):
+    """Heatmap ``2.25.{number}1`` and report ``2.25.{number}2`` of a study of one image are due."""
+    claim = drawn(database, number, destinations, **changed)
+    told(database, f"2.25.{number}2", destinations)
+    return claim

@@ -14,16 +14,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from dicom_node.archive import ArchivedFile
-from dicom_node.claims import Claims, Product, StoredMap
+from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.domain import (
     SITE,
     Decision,
     DeclineReason,
-    DeliveryError,
+    DeliveryState,
     LostLeaseError,
     MemberMap,
-    ObjectKind,
     PixelError,
     Remark,
     State,
@@ -32,17 +31,15 @@ from dicom_node.domain import (
 )
 from dicom_node.ledger import Ledger, ReleaseError
 from dicom_node.outbox import Outbox
+from dicom_node.predictions import MapPlace
 from dicom_node.tables import (
-    DeliveryRow,
-    DeliveryTryRow,
     InstanceRow,
     OutcomeRow,
     ReleaseRow,
     ScreeningRow,
     TransitionRow,
-    db_now,
 )
-from tests.ledger_factories import LATERAL, prediction, received
+from tests.ledger_factories import LATERAL, prediction, received, reported
 from tests.result_factories import manifest as make_manifest
 from tests.result_factories import target as make_target
 
@@ -62,27 +59,6 @@ def claims(database):
 @pytest.fixture
 def outbox(database):
     return Outbox(database, retry_base_s=60, retry_max_s=60)
-
-
-def stored_map():
-    found = MemberMap("zhang", "classification", np.zeros((6, 6), np.uint8), (0.1, 0.2, 0.3, 0.4))
-    return StoredMap(found.member, found.name, found.box, ArchivedFile("bb/map.png", "b" * 64, 9))
-
-
-def products(number=""):
-    heatmap, report = ArchivedFile("cc/1.dcm", "c" * 64, 9), ArchivedFile("dd/2.dcm", "d" * 64, 9)
-    return [
-        Product(ObjectKind.HEATMAP, "1.2.840.10008.5.1.4.1.1.7", f"2.25.{number}1", heatmap),
-        Product(ObjectKind.REPORT, "1.2.840.10008.5.1.4.1.1.88.34", f"2.25.{number}2", report),
-    ]
-
-
-def reported(ledger, claims, destinations=("pacs",), number=""):
-    ledger.record(received(f"9{number}"))
-    claim = claims.claim("worker", 20)
-    claims.save_prediction(claim, prediction(claim.manifest), [stored_map()])
-    claims.save_results(claim, products(number), list(destinations), ["StudyDate: illegal DA, emptied"])
-    return claim
 
 
 def at_once(count, work):
@@ -281,9 +257,10 @@ def test_the_counts_are_of_one_moment(ledger, database, monkeypatch):
 
 
 def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox, claims):
-    reported(ledger, claims)
+    reported(database)
     for parcel in outbox.claim("deliverer", 10, 60):
         outbox.sent(parcel, 0x0000)
+        outbox.proven(parcel, DeliveryState.READ_BACK)
     with database.read() as session:
         states = session.scalars(select(TransitionRow.to_state).order_by(TransitionRow.id)).all()
     assert states == ["waiting", "claimed", "predicted", "reported", "delivered"]
@@ -292,13 +269,13 @@ def test_the_way_of_a_screening_is_in_the_transitions(ledger, database, outbox, 
 def test_the_stored_prediction_comes_back_to_the_last_bit(ledger, claims):
     ledger.record(received())
     claim = claims.claim("worker", 20)
-    given = prediction(claim.manifest)
-    claims.save_prediction(claim, given, [stored_map()])
+    covered = MemberMap("zhang", "classification", np.zeros((6, 6), np.uint8), (0.1, 0.2, 0.3, 0.4))
+    given = replace(prediction(claim.manifest), maps=(covered,))
+    claims.save_prediction(claim, given, ArchivedFile("bb/maps.zip", "b" * 64, 9))
     found = claims.load_prediction(claim)
     assert found.prediction.targets == given.targets
     assert found.prediction.members == given.members
-    ((row, member, name),) = found.maps
-    assert (member, name, row.box) == ("zhang", "classification", [0.1, 0.2, 0.3, 0.4])
+    assert found.maps == (MapPlace("bb/maps.zip", "zhang", "classification", (0.1, 0.2, 0.3, 0.4)),)
     assert found.predicted_at.tzinfo is not None
 
 
@@ -316,7 +293,7 @@ def test_decisions_and_remarks_come_back_and_what_is_indeterminate_is_not_flagge
         ),
         remarks=(Remark.POLARITY_MENDED, f"{Remark.TURNED}:90"),
     )
-    claims.save_prediction(claim, given, [])
+    claims.save_prediction(claim, given, None)
     found = claims.load_prediction(claim).prediction
     assert found.targets == given.targets
     assert found.targets[1].operating_point == "site"
@@ -331,7 +308,7 @@ def test_decisions_and_remarks_come_back_and_what_is_indeterminate_is_not_flagge
 def test_what_a_process_of_the_version_before_wrote_is_decided_by_its_flag(ledger, database, claims, flagged):
     ledger.record(received())
     claim = claims.claim("worker", 20)
-    claims.save_prediction(claim, prediction(claim.manifest), [])
+    claims.save_prediction(claim, prediction(claim.manifest), None)
     with database.write() as session:  # as the column's default makes it
         session.execute(update(OutcomeRow).values(decision="", flagged=flagged))
     (answer,) = claims.load_prediction(claim).prediction.targets
@@ -347,7 +324,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database, claims):
     assert current.attempt == late.attempt + 1
     for write in (
         lambda: claims.renew(late, 20),
-        lambda: claims.save_prediction(late, prediction(late.manifest), []),
+        lambda: claims.save_prediction(late, prediction(late.manifest), None),
         lambda: claims.decline(late, DeclineReason.CONSTANT, ""),
         lambda: claims.fail(late, PixelError("x", "y")),
         lambda: claims.give_back(late, "", pause_s=0),
@@ -356,7 +333,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ledger, database, claims):
         with pytest.raises(LostLeaseError):
             write()
     assert state_of(database) == State.CLAIMED
-    claims.save_prediction(current, prediction(current.manifest), [])
+    claims.save_prediction(current, prediction(current.manifest), None)
     assert state_of(database) == State.PREDICTED
 
 
@@ -366,7 +343,7 @@ def test_a_lost_lease_writes_nothing_even_while_nobody_else_has_claimed(ledger, 
     time.sleep(0.05)
     claims.expire_leases(max_failures=3)
     with pytest.raises(LostLeaseError):
-        claims.save_prediction(late, prediction(late.manifest), [])
+        claims.save_prediction(late, prediction(late.manifest), None)
     assert state_of(database) == State.WAITING
 
 
@@ -439,65 +416,11 @@ def test_a_restart_gives_back_every_claim_at_once_and_uncounted(ledger, database
 def test_a_predicted_screening_keeps_its_prediction_over_a_restart(ledger, claims):
     ledger.record(received())
     claim = claims.claim("worker", 20)
-    claims.save_prediction(claim, prediction(claim.manifest), [])
+    claims.save_prediction(claim, prediction(claim.manifest), None)
     claims.recover()
     again = claims.claim("worker", 20)
     assert again.state is State.PREDICTED
     assert claims.load_prediction(again).prediction.members == prediction(claim.manifest).members
-
-
-def test_without_a_destination_results_are_withheld(ledger, database, claims):
-    reported(ledger, claims, destinations=())
-    assert state_of(database) == State.WITHHELD
-
-
-def test_it_is_delivered_when_every_object_stands_at_every_destination(ledger, database, outbox, claims):
-    reported(ledger, claims, destinations=("pacs", "archive"))
-    for expected in ("pacs", "archive"):
-        assert state_of(database) == State.REPORTED
-        parcels = outbox.claim("deliverer", 10, 60)
-        assert {parcel.destination for parcel in parcels} == {expected}
-        assert len(parcels) == 2
-        for parcel in parcels:
-            outbox.sent(parcel, 0x0000)
-    assert state_of(database) == State.DELIVERED
-
-
-def test_the_heatmap_leaves_before_the_report_that_cites_it(ledger, outbox, claims):
-    reported(ledger, claims)
-    assert [parcel.sop_instance_uid for parcel in outbox.claim("deliverer", 10, 60)] == ["2.25.1", "2.25.2"]
-
-
-def test_a_leased_parcel_is_not_claimed_twice(ledger, outbox, claims):
-    reported(ledger, claims)
-    assert len(outbox.claim("deliverer", 10, 60)) == 2
-    assert outbox.claim("deliverer", 10, 60) == []
-
-
-def test_a_passing_failure_is_tried_again_after_a_pause(ledger, database, outbox, claims):
-    reported(ledger, claims)
-    for parcel in outbox.claim("deliverer", 10, 60):
-        outbox.not_sent(parcel, DeliveryError("down", permanent=False))
-    assert outbox.claim("deliverer", 10, 60) == []
-    with database.write() as session:
-        session.execute(update(DeliveryRow).values(not_before=db_now()))
-    again = outbox.claim("deliverer", 10, 60)
-    assert [parcel.tries for parcel in again] == [1, 1]
-    assert state_of(database) == State.REPORTED
-
-
-def test_a_rejection_stops_and_shows(ledger, database, outbox, claims):
-    reported(ledger, claims)
-    for parcel in outbox.claim("deliverer", 10, 60):
-        outbox.not_sent(parcel, DeliveryError("unknown AE", permanent=True, status=0x0124))
-    assert outbox.claim("deliverer", 10, 60) == []
-    with database.read() as session:
-        row = session.scalars(select(ScreeningRow)).one()
-        tries = session.scalars(select(DeliveryTryRow)).all()
-    assert (row.state, row.reason) == ("failed", "delivery_rejected")
-    assert [entry.status for entry in tries] == [0x0124, 0x0124]
-    assert outbox.counts() == {"pacs": {"rejected": 2}}
-    assert invariant_holds(ledger.counts())
 
 
 def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, monkeypatch):
@@ -513,104 +436,8 @@ def test_a_locked_database_is_an_error_and_writes_nothing(ledger, database, monk
     assert ledger.counts()["received"] == 0
 
 
-def test_a_dead_destination_does_not_hold_up_a_healthy_one(ledger, claims, outbox):
-    reported(ledger, claims, destinations=("dead", "healthy"))
-    for parcel in outbox.claim("deliverer", 10, 60):
-        assert parcel.destination == "dead"
-        outbox.not_sent(parcel, DeliveryError("down", permanent=False))
-    outbox.postpone("dead")
-    assert {parcel.destination for parcel in outbox.claim("deliverer", 10, 60)} == {"healthy"}
-
-
-def test_what_a_dead_deliverer_held_is_due_again(ledger, claims, outbox):
-    reported(ledger, claims)
-    assert len(outbox.claim("dead", 10, 3600)) == 2
-    outbox.recover()
-    assert len(outbox.claim("deliverer", 10, 3600)) == 2
-
-
-def test_what_a_dead_deliverer_held_goes_on_when_its_lease_ran_out(ledger, claims, outbox):
-    reported(ledger, claims)
-    assert len(outbox.claim("dead", 10, 0.1)) == 2
-    assert outbox.claim("deliverer", 10, 20) == []
-    time.sleep(0.15)
-    assert len(outbox.claim("deliverer", 10, 20)) == 2
-
-
-def test_one_process_at_a_time_has_a_destination_and_its_order_is_kept(ledger, claims, outbox):
-    for number in range(3):
-        reported(ledger, claims, destinations=("pacs", "archive"), number=number)
-    pacs, archive = outbox.claim("first", 3, 20), outbox.claim("second", 3, 20)
-    assert {parcel.destination for parcel in pacs} == {"pacs"}
-    assert {parcel.destination for parcel in archive} == {"archive"}
-    assert outbox.claim("third", 3, 20) == []
-    for parcel in pacs:
-        outbox.sent(parcel, 0)
-    later = outbox.claim("third", 3, 20)
-    assert [parcel.sop_instance_uid for parcel in pacs + later] == [
-        f"2.25.{number}{kind}" for number in range(3) for kind in (1, 2)
-    ]
-
-
-def test_deliverers_that_claim_together_never_have_the_same_destination(ledger, claims, outbox):
-    for number in range(8):
-        reported(ledger, claims, destinations=("a", "b", "c"), number=number)
-    claimed = at_once(8, lambda index: outbox.claim(f"deliverer{index}", 4, 20))
-    while (more := outbox.claim("another", 4, 20)) != []:
-        claimed.append(more)
-    held = [parcels[0].destination for parcels in claimed if parcels]
-    assert sorted(held) == ["a", "b", "c"]
-
-
-def test_one_who_lost_its_lease_changes_nothing_of_anothers(ledger, database, claims, outbox):
-    reported(ledger, claims)
-    late = outbox.claim("late", 10, 0.001)
-    time.sleep(0.05)
-    current = outbox.claim("current", 10, 20)
-    with database.read() as session:
-        before = session.execute(select(*DeliveryRow.__table__.c).order_by(DeliveryRow.id)).all()
-    with pytest.raises(LostLeaseError):
-        outbox.renew(late, 3600)
-    outbox.not_sent(late[0], DeliveryError("down", permanent=False))
-    outbox.not_sent(late[1], DeliveryError("refused", permanent=True, status=0xC000))
-    outbox.postpone("pacs")
-    with database.read() as session:
-        assert session.execute(select(*DeliveryRow.__table__.c).order_by(DeliveryRow.id)).all() == before
-        assert session.scalars(select(DeliveryTryRow)).all() == []
-    assert state_of(database) == State.REPORTED
-    for parcel in current:
-        outbox.sent(parcel, 0)
-    assert state_of(database) == State.DELIVERED
-
-
-def test_what_was_sent_is_sent_whoever_says_so_and_counts_once(ledger, database, claims, outbox):
-    reported(ledger, claims)
-    late = outbox.claim("late", 10, 0.001)
-    time.sleep(0.05)
-    current = outbox.claim("current", 10, 20)
-    for parcel in late:
-        outbox.sent(parcel, 0)
-    assert state_of(database) == State.DELIVERED
-    outbox.sent(current[0], 0)
-    outbox.not_sent(current[1], DeliveryError("refused", permanent=True, status=0xC000))
-    assert outbox.counts() == {"pacs": {"sent": 2}}
-    with database.read() as session:
-        assert session.scalars(select(TransitionRow.to_state)).all().count("delivered") == 1
-
-
-def test_the_last_two_objects_of_a_screening_sent_at_once_deliver_it_once(ledger, database, claims, outbox):
-    for number in range(20):
-        reported(ledger, claims, destinations=("pacs", "archive"), number=number)
-    parcels = [outbox.claim(f"deliverer{index}", 1000, 20) for index in range(2)]
-    for pair in zip(*parcels, strict=True):
-        at_once(2, lambda index, pair=pair: outbox.sent(pair[index], 0))
-    with database.read() as session:
-        assert set(session.scalars(select(ScreeningRow.state))) == {"delivered"}
-        assert session.scalars(select(TransitionRow.to_state)).all().count("delivered") == 20
-
-
 def test_the_notes_of_the_normalised_copy_are_kept(ledger, database, claims):
-    reported(ledger, claims)
+    reported(database)
     with database.read() as session:
         assert session.scalars(select(InstanceRow.notes)).one() == ["StudyDate: illegal DA, emptied"]
         assert session.scalar(select(func.count()).select_from(InstanceRow)) == 1

@@ -160,7 +160,7 @@ def test_each_claim_of_a_batch_has_the_thresholds_of_its_own_release(releases, d
     for number in range(2):
         ledger.record(received(number))
     begun = claims.claim("worker", 20)
-    claims.save_prediction(begun, prediction(begun.manifest), [])
+    claims.save_prediction(begun, prediction(begun.manifest), None)
     claims.give_back(begun, "", pause_s=0)
     set_one(releases, 0.3)
     set_one(releases, 0.7, given=release("2"))
