@@ -119,9 +119,7 @@ def read_report(event_type: int | None, information: Dataset) -> CommitmentRepor
     except ReportError:
         raise
     except Exception as error:  # pydicom decodes on access, and raises many kinds on broken input
-        raise ReportError(
-            PROCESSING_FAILURE, f"the event information cannot be parsed ({type(error).__name__})"
-        ) from error
+        raise _unreadable(error) from error
     if not referenced and not failed:
         raise ReportError(INVALID_ARGUMENT_VALUE, "neither (0008,1199) nor (0008,1198) names an object")
     committed = tuple(uid for uid in dict.fromkeys(referenced) if uid not in failed)
@@ -138,7 +136,7 @@ def answering(on_commitment: Callable[[CommitmentReport], bool]) -> Callable[[Ev
     def answer(event: Event) -> tuple[int, None]:
         peer = str(event.assoc.remote["ae_title"]).strip()
         try:
-            report = read_report(event.event_type, event.event_information)
+            report = read_report(event.event_type, _information(event))
             known = on_commitment(report)
         except ReportError as error:
             log.warning("storage commitment: refused a report of %s: %s", peer, error)
@@ -156,6 +154,19 @@ def answering(on_commitment: Callable[[CommitmentReport], bool]) -> Callable[[Ev
         return SUCCESS, None
 
     return answer
+
+
+def _information(event: Event) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return event.event_information
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> ReportError:
+    return ReportError(PROCESSING_FAILURE, f"the event information cannot be parsed ({type(error).__name__})")
 
 
 def _items(information: Dataset, keyword: str, tag: str) -> Iterator[tuple[str, Dataset]]:

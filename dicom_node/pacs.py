@@ -346,5 +346,7 @@ def _ended(peer: Peer) -> DeliveryError:
 
 def _unanswered(association: Association, peer: Peer, what: str) -> DeliveryError:
     """A time limit that was met, or an abort: Orthanc answers so a caller that it does not know."""
+    if association.is_established:  # pynetdicom may take a moment to see an abort, and would wait for an answer again
+        association.abort()
     ours = association.ae.ae_title
     return DeliveryError(f"{peer.name} gave no answer to {what}; does it know AE title {ours}?", permanent=False)
