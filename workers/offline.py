@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from dicom_node.combination import anomalies
 from dicom_node.decoding import PICTURE_MARKS, Wanted, decode, decoders
 from dicom_node.domain import DeclinedByPixelsError, NodeError, PixelError, place_of
-from dicom_node.heatmap import draw_heatmap
+from dicom_node.picture import draw_heatmap
 from dicom_node.products import StudyImage, build_picture, build_study_report
 from workers.loop import load_ensemble
 

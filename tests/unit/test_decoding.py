@@ -16,8 +16,9 @@ from dicom_node.children import Children
 from dicom_node.config import Settings
 from dicom_node.decoding import Decoded, Wanted, decode, decoders
 from dicom_node.domain import DeclinedByPixelsError, DeclineReason, DecoderError, PixelError
-from dicom_node.heatmap import draw_heatmap, layout
+from dicom_node.layout import layout
 from dicom_node.normalise import normalise
+from dicom_node.picture import draw_heatmap
 from dicom_node.pixels import read_instance, read_picture, render
 from dicom_node.resize import square
 from tests.factories import chest_dataset, chest_pixels, code, with_codestream
