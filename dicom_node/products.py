@@ -13,7 +13,7 @@ from dicom_node.domain import ObjectKind
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.report import build_report
-from dicom_node.results import encode
+from dicom_node.results import Screened, cite, encode
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -64,7 +64,8 @@ def build_products(
     header, notes = normalise(source)
     pixels = picture.astype(np.float32) / np.float32(255)
     heatmap = build_heatmap(header, pixels, prediction, manifest, when=when, size=heatmap_size)
-    report = build_report(header, heatmap, prediction, manifest, when=when, node_ae_title=node_ae_title)
+    screened = Screened(header, prediction, when, cite(heatmap))
+    report = build_report([screened], manifest, node_ae_title=node_ae_title)
     built = tuple(
         Built(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), encode(ds))
         for kind, ds in ((ObjectKind.HEATMAP, heatmap), (ObjectKind.REPORT, report))
