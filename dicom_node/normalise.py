@@ -116,6 +116,8 @@ _IMAGE = (
     "LossyImageCompressionMethod",
 )
 KEPT = TYPE_2 + _PATIENT + _STUDY + _IMAGE
+# What a result repeats of its source (PS3.3 C.7.1, C.7.2).
+PATIENT_AND_STUDY = tuple(keyword for keyword in TYPE_2 if keyword != "Modality") + _PATIENT + _STUDY
 
 _YES_NO = frozenset({"YES", "NO"})
 _ENUMERATED = {

@@ -1,356 +1,314 @@
-"""The report: one TID 1500 Structured Report per screened image.
+"""The report: one TID 1500 Structured Report per study, release and purpose.
 
-The tree (PS3.16 TID 1500) holds one measurement group (TID 1501) per question that the bundle answers and one per
-member with its outputs as the ledger has them. A question is its target's code, the answer Positive or Negative
-(CID 250); the code never stands as a Finding, which would assert it on negatives too. That an image is *normal* is
-never said: a bundle that finds no COVID-19 has not looked for anything else.
+`dicom_node.report_content` says what stands in it. Sequences are encoded here and stand in the Dataset as raw elements:
+pydicom writes them as they are, and decodes one when somebody looks at it. A report is always explicit VR little
+endian; for a peer that takes Implicit VR alone it is read and encoded again.
 
 The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR.
 """
 
 from __future__ import annotations
 
-import hashlib
-import warnings
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
-import numpy as np
-from highdicom import sr
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
-from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
+from pydicom.charset import convert_encodings
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     EnhancedSRStorage,
+    ExplicitVRLittleEndian,
 )
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision
+from dicom_node import codes as c
+from dicom_node.content import CONCEPT_NAME, CONTENT_SEQUENCE, Code, encode_item, reference, template
+from dicom_node.domain import MANUFACTURER, MODEL_NAME
+from dicom_node.explicit_vr import check_cited, raw_sequence, sequence, text, uid
+from dicom_node.normalise import CHARACTER_SET, PATIENT_AND_STUDY
+from dicom_node.report_content import explains, report_items
 from dicom_node.results import (
+    Algorithm,
+    Reference,
     ResultError,
+    algorithms,
     check,
-    equipment,
-    equipment_item,
+    cite,
     find_target,
-    finite,
     local_time,
     long_string,
-    remark_texts,
-    seal,
-    series_and_maker,
+    short_text,
     thresholds,
+    utc,
     weights_sha256,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from dicom_node.bundle import Manifest, Member, Target
-    from dicom_node.domain import Prediction, TargetResult
+    from dicom_node import bundle
+    from dicom_node.bundle import Manifest
+    from dicom_node.results import Screened
 
-SOP_CLASSES = {
-    Comprehensive3DSRStorage: sr.Comprehensive3DSR,
-    ComprehensiveSRStorage: sr.ComprehensiveSR,
-    EnhancedSRStorage: sr.EnhancedSR,
-}
+# In order of preference.
+SOP_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage)
 
-NOT_FOR_DIAGNOSIS = (
-    "Research software, not for diagnostic use. An algorithm made this result and no person has checked it; "
-    "it must not guide the care of a patient."
-)
 SERIES_NUMBER = 9002
 SERIES_DESCRIPTION = "AI result - RESEARCH, NOT FOR DIAGNOSTIC USE"
 
-_MODALITIES = {"CR": "Computed Radiography", "DX": "Digital Radiography", "RG": "Radiographic imaging"}
-_UNIT = Code("1", "UCUM", "no units")
-_PROBABILITY = Code("122157", "DCM", "Probability")
-_ANSWERS = {
-    Decision.FLAGGED: codes.SCT.Positive,
-    Decision.NOT_FLAGGED: codes.SCT.Negative,
-    Decision.INDETERMINATE: Code("373068000", "SCT", "Undetermined"),
-}
-_THRESHOLD = Code("122411", "DCM", "Threshold Value")
-_VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
-_PLAIN_CHEST_XRAY = Code("399208008", "SCT", "Plain X-ray of chest")
-_COMPUTER_AIDED_DIAGNOSIS = Code("110003", "DCM", "Computer Aided Diagnosis")
-
-# Outputs of members, by the ledger's names. What is a probability has the standard's code; for a score that is none
-# there is no code in DICOM, and a private scheme is honest where a borrowed code would mislead.
-PRIVATE_SCHEME = "99CXRSCREEN"
-OUTPUT_CODES = {
-    "p_cls": _PROBABILITY,
-    "p_ano": Code("p_ano", PRIVATE_SCHEME, "Anomaly score, not confined to 0..1"),
-    "p_avg": Code("p_avg", PRIVATE_SCHEME, "Mean of probability and scaled anomaly score"),
-}
-
-
-def output_code(name: str) -> Code:
-    """The concept name under which a member's output stands in the report."""
-    if name in OUTPUT_CODES:
-        return OUTPUT_CODES[name]
-    value = long_string(name)
-    if len(value) > 16 or value != name:  # SH; a longer one would be a Long Code Value, which old readers miss
-        value = f"{value[:7].strip()}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return Code(value, PRIVATE_SCHEME, long_string(f"Output {name}"))
-
-
-# highdicom copies and searches what it is given several times: it is given one group, which refers to both images, and
-# the others are put beside that one.
-_SHOWN = 1
+_ACQUISITION = "Acquisition equipment of the source image(s)"
 
 
 def build_report(
-    source: Dataset,
-    heatmap: Dataset,
-    prediction: Prediction,
+    images: Sequence[Screened],
     manifest: Manifest,
     *,
-    when: datetime,
     node_ae_title: str,
     sop_class: UID = Comprehensive3DSRStorage,
+    predecessors: Sequence[Reference] = (),
+    codes: Mapping[str, bundle.Code] | None = None,
 ) -> Dataset:
-    """The Structured Report on one image; the same arguments give the same bytes.
+    """The Structured Report on the images of one study; the same arguments in any order give the same bytes.
+
+    Its time is that of the latest prediction. Patient and study are those of the image that was predicted last, of
+    several at one instant that with the greater SOP Instance UID.
 
     Parameters
     ----------
-    source
-        Header of the screened image from `dicom_node.normalise`.
-    heatmap
-        What `dicom_node.heatmap.build_heatmap` made of the same prediction; the report cites it.
-    when
-        When the prediction was made; aware.
+    images
+        Of one study, each predicted by the bundle of `manifest`.
     sop_class
         One of `SOP_CLASSES`; each gives an instance of its own.
+    predecessors
+        The reports that this one replaces.
+    codes
+        The site's own codes of questions, by target; for the others the manifest's are written.
 
     Raises
     ------
     ResultError
-        Where prediction and manifest do not fit together or a number is not finite.
+        Where images, predictions and manifest do not fit together, or something cannot be written; naming the image.
     """
-    check(prediction, manifest)
-    local = local_time(source, when)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # highdicom on names of one component, pydicom on leap seconds: both legal
-        groups = _groups(source, heatmap, prediction, manifest)
-        first, later = groups[:_SHOWN], groups[_SHOWN:]
-        instance_uid = uids.report_uid(
-            source.StudyInstanceUID,
-            source.SOPInstanceUID,
-            prediction.bundle,
-            prediction.release,
-            thresholds(prediction),
-            sop_class,
-            operating_point=prediction.operating_point,
-            weights_sha256=weights_sha256(manifest),
-            heatmap=heatmap.SOPInstanceUID,
-            node_ae_title=node_ae_title,
-        )
-        report: Dataset = SOP_CLASSES[sop_class](
-            evidence=[source, heatmap],
-            content=_content(source, first, node_ae_title),
-            series_number=SERIES_NUMBER,
-            series_description=SERIES_DESCRIPTION,
-            is_complete=True,
-            is_final=False,
-            is_verified=False,
-            coding_schemes=[
-                CodingSchemeIdentificationItem(
-                    PRIVATE_SCHEME, name="Outputs of chest X-ray networks", responsible_organization=MANUFACTURER
-                )
-            ],
-            performed_procedure_codes=[_COMPUTER_AIDED_DIAGNOSIS],
-            **series_and_maker(instance_uid, local),
-        )
-        if later:
-            (measured,) = (item for item in report.ContentSequence if _is_named(item, codes.DCM.ImagingMeasurements))
-            measured.ContentSequence.extend(item for group in later for item in group)
-        report.StationName = long_string(node_ae_title)[:16]
-        acquisition = [
-            item
-            for item in report.ContributingEquipmentSequence
-            if item.PurposeOfReferenceCodeSequence[0].CodeValue == codes.DCM.AcquisitionEquipment.value
-        ]
-        node = equipment_item(MODEL_NAME, __version__, uids.node_uid(node_ae_title), "Screening node", when)
-        seal(report, source, when, [*acquisition, node, *equipment(prediction, manifest, when)])
+    if sop_class not in SOP_CLASSES:
+        raise ResultError(f"{sop_class} is no SOP Class of a report")
+    ordered = _ordered(images, manifest)
+    questions = _questions(ordered, manifest, codes or {})
+    newest = max(ordered, key=lambda image: (image.predicted_at, image.source.SOPInstanceUID)).source
+    when = max(image.predicted_at for image in ordered)
+    earlier = sorted(predecessors, key=lambda one: one.sop_instance_uid)
+    report = _frame(newest, when, _uid(ordered, manifest, questions, node_ae_title, sop_class, earlier), sop_class)
+    report.StationName = long_string(node_ae_title)[:16]
+    items = report_items(ordered, manifest, questions, node_ae_title)
+    for tag, content in (
+        (0x00080110, [_PRIVATE_SCHEME]),
+        (0x00081111, []),  # Referenced Performed Procedure Step Sequence, type 2
+        (0x0018A001, _equipment(ordered, manifest, node_ae_title, when)),
+        (CONCEPT_NAME, [c.REPORT.encoded]),
+        (0x0040A372, [c.COMPUTER_AIDED_DIAGNOSIS.encoded]),
+        (0x0040A375, _hierarchy(_evidence(ordered))),
+        (0x0040A504, [template("1500")]),
+        (CONTENT_SEQUENCE, map(encode_item, items)),
+    ):
+        report[tag] = raw_sequence(tag, content)
+    if earlier:
+        report[0x0040A360] = raw_sequence(0x0040A360, _hierarchy(earlier))
     return report
 
 
-def _is_named(item: Dataset, name: Code) -> bool:
-    return bool(item.ConceptNameCodeSequence[0].CodeValue == name.value)
-
-
-def _groups(
-    source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest
-) -> list[sr.MeasurementsAndQualitativeEvaluations]:
-    """One for each question, then one for each member that took part."""
-    groups = [_target_group(result, source, heatmap, prediction, manifest) for result in prediction.targets]
-    groups += [
-        _member_group(member, prediction.members[member.name], source, prediction)
-        for member in manifest.members
-        if member.name in prediction.members
-    ]
-    return groups
-
-
-def _content(
-    source: Dataset, groups: Sequence[sr.MeasurementsAndQualitativeEvaluations], node_ae_title: str
-) -> sr.MeasurementReport:
-    observer = sr.ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
-            uid=uids.node_uid(node_ae_title),
-            name=node_ae_title,
-            manufacturer_name=MANUFACTURER,
-            model_name=MODEL_NAME,
-        ),
-    )
-    content = sr.MeasurementReport(
-        observation_context=sr.ObservationContext(observer_device_context=observer),
-        procedure_reported=_PLAIN_CHEST_XRAY,
-        imaging_measurements=groups,
-        title=codes.DCM.ImagingMeasurementReport,
-        referenced_images=[_library_entry(source)],
-    )
-    _name_modality(content[0], source)
-    return content
-
-
-def _name_modality(item: Dataset, source: Dataset) -> None:
-    """Put the source's modality (CID 29) into the Image Library: highdicom derives it from the SOP class alone."""
-    if source.get("Modality") not in _MODALITIES:
-        return
-    for child in item.get("ContentSequence", []):
-        if child.ConceptNameCodeSequence[0].CodeValue == codes.DCM.Modality.value:
-            child.ConceptCodeSequence = [sr.CodedConcept(source.Modality, "DCM", _MODALITIES[source.Modality])]
-        _name_modality(child, source)
-
-
-def _target_group(
-    result: TargetResult, source: Dataset, heatmap: Dataset, prediction: Prediction, manifest: Manifest
-) -> sr.MeasurementsAndQualitativeEvaluations:
-    """What the ensemble answers to one question (TID 1501)."""
-    target = find_target(manifest, result.target)
-    question = Code(target.code.value, target.code.scheme, long_string(target.code.meaning))
-    parameters = [
-        f"rule={_rule(target)}",
-        f"operating_point={result.operating_point or prediction.operating_point}",
-        f"threshold={float(result.threshold)!r}",
-        *(f"weight {name}={weight!r}" for name, weight in sorted(target.weights.items())),
-    ]
-    group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=uids.tracking_uid(
-                source.SOPInstanceUID, prediction.bundle, prediction.release, f"target {result.target}"
-            ),
-            identifier=f"AI ensemble: {target.title}",
-        ),
-        finding_sites=[sr.FindingSite(codes.SCT.Chest)],
-        algorithm_id=_algorithm(manifest.name, manifest.release, weights_sha256(manifest), parameters),
-        measurements=[
-            _measurement(_PROBABILITY, result.probability, f"probability of {result.target}", source),
-            _measurement(_THRESHOLD, result.threshold, f"threshold of {result.target}", source),
-        ],
-        qualitative_evaluations=[sr.QualitativeEvaluation(name=question, value=_ANSWERS[result.decision])],
-    )
-    more = group[0].ContentSequence
-    # It is drawn from the maps of the first question. TID 1501 row 9d, for which highdicom has no argument.
-    if prediction.maps and result is prediction.targets[0]:
-        more.append(
-            sr.ImageContentItem(
-                name=_VISUAL_EXPLANATION,
-                referenced_sop_class_uid=heatmap.SOPClassUID,
-                referenced_sop_instance_uid=heatmap.SOPInstanceUID,
-                relationship_type=sr.RelationshipTypeValues.CONTAINS,
+def _ordered(images: Sequence[Screened], manifest: Manifest) -> list[Screened]:
+    """The images by SOP Instance UID, after a check that they belong together."""
+    if not images:
+        raise ResultError("a report on no image")
+    ordered = sorted(images, key=lambda image: str(image.source.SOPInstanceUID))
+    study = ordered[0].source.StudyInstanceUID
+    for image in ordered:
+        name = f"image {image.source.SOPInstanceUID}"
+        try:
+            check(image.prediction, manifest)
+        except ResultError as error:
+            raise ResultError(f"{name}: {error}") from error
+        if image.source.StudyInstanceUID != study:
+            raise ResultError(
+                f"{name} is of study {image.source.StudyInstanceUID}, others of the report are of {study}"
             )
-        )
-    more.append(_comment(NOT_FOR_DIAGNOSIS))
-    more.extend(_comment(told) for told in remark_texts(prediction))
-    return group
+        if image.heatmap is not None and image.heatmap.study_instance_uid != study:
+            raise ResultError(f"{name}: its heatmap is of study {image.heatmap.study_instance_uid}, not of {study}")
+    if len({image.source.SOPInstanceUID for image in ordered}) < len(ordered):
+        raise ResultError(f"an image of study {study} is given twice for one report")
+    return ordered
 
 
-def _rule(target: Target) -> str:
-    """How the members' outputs became the probability."""
-    told = {
-        "mean": "weighted mean of the members' calibrated logits",
-        "stacking": "weighted sum of the members' calibrated logits and an intercept",
-        "voting": "weighted share of the members whose calibrated logit is at least 0",
-    }[target.combination]
-    if (condition := target.condition) is not None:
-        told += f"; halved where {condition.target} is {condition.threshold:g}, less and less above"
-    return told + ("; scaled by a straight line in log-odds" if target.scaling is not None else "")
+def _questions(images: Sequence[Screened], manifest: Manifest, codes: Mapping[str, bundle.Code]) -> dict[str, Code]:
+    """The code of each question that is answered, by target: the site's, or else the manifest's."""
+    found = {}
+    for name in {result.target: None for image in images for result in image.prediction.targets}:
+        code = codes.get(name) or find_target(manifest, name).code
+        try:
+            found[name] = Code(code.value, code.scheme, long_string(code.meaning))
+        except ResultError as error:
+            raise ResultError(f"code of {name}: {error}") from error
+    return found
 
 
-def _member_group(
-    member: Member, outputs: Mapping[str, float], source: Dataset, prediction: Prediction
-) -> sr.MeasurementsAndQualitativeEvaluations:
-    """What one member put out, before calibration (TID 1501), but for log-odds of a probability that stands there."""
-    told = [name for name in outputs if not name.startswith("logit_") or name.replace("logit", "p", 1) not in outputs]
-    known = [name for name in OUTPUT_CODES if name in told]
-    names = known + sorted(set(told) - set(known))
-    named = [f"output {name}={output_code(name).meaning}" for name in names]
-    return sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=uids.tracking_uid(
-                source.SOPInstanceUID, prediction.bundle, prediction.release, f"member {member.name}"
-            ),
-            identifier=f"AI member: {member.title}",
-        ),
-        algorithm_id=_algorithm(
-            member.name,
-            member.version,
-            member.weights_sha256,
-            [f"architecture={member.architecture}", *named],
-        ),
-        measurements=[
-            _measurement(output_code(name), outputs[name], f"{member.name} {name}", source) for name in names
+def _uid(
+    images: Sequence[Screened],
+    manifest: Manifest,
+    questions: Mapping[str, Code],
+    node_ae_title: str,
+    sop_class: UID,
+    predecessors: Sequence[Reference],
+) -> UID:
+    return uids.report_uid(
+        images[0].source.StudyInstanceUID,
+        [
+            uids.ReportedImage(
+                image.source.SOPInstanceUID,
+                image.heatmap.sop_instance_uid if image.heatmap else "",
+                {
+                    result.target: result.operating_point or image.prediction.operating_point
+                    for result in image.prediction.targets
+                },
+                thresholds(image.prediction),
+            )
+            for image in images
         ],
+        manifest.name,
+        manifest.release,
+        sop_class,
+        weights_sha256=weights_sha256(manifest),
+        node_ae_title=node_ae_title,
+        codes={name: (code.value, code.scheme, code.meaning) for name, code in questions.items()},
+        predecessors=[one.sop_instance_uid for one in predecessors],
     )
 
 
-def _measurement(name: Code, value: float, what: str, source: Dataset) -> sr.Measurement:
-    """A number and, as its one child, the whole image: OHIF reads the first child of every NUM as coordinates."""
-    number = finite(value, what)
-    if name == _PROBABILITY and not 0 <= number <= 1:
-        raise ResultError(f"{what} is {number!r}: not a probability")
-    rows, columns = float(source.Rows), float(source.Columns)
-    whole = np.array([[0, 0], [columns, 0], [columns, rows], [0, rows], [0, 0]], dtype=np.float64)
-    region = sr.CoordinatesForMeasurement(
-        graphic_type=sr.GraphicTypeValues.POLYLINE,
-        graphic_data=whole,
-        source_image=sr.SourceImageForRegion(source.SOPClassUID, source.SOPInstanceUID),
+def _frame(source: Dataset, when: datetime, instance_uid: UID, sop_class: UID) -> Dataset:
+    """All elements but the sequences: patient and study of the source, and what is the same in every report."""
+    local = local_time(source, when)
+    date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
+    report = Dataset()
+    report.SpecificCharacterSet = CHARACTER_SET
+    for keyword in (*PATIENT_AND_STUDY, "TimezoneOffsetFromUTC"):
+        if keyword in source:
+            report.add(_copied(source[keyword]))
+    for keyword, vr, value in (
+        ("InstanceCreationDate", "DA", date),
+        ("InstanceCreationTime", "TM", time),
+        ("SOPClassUID", "UI", sop_class),
+        ("SOPInstanceUID", "UI", instance_uid),
+        ("SeriesDate", "DA", date),
+        ("ContentDate", "DA", date),
+        ("SeriesTime", "TM", time),
+        ("ContentTime", "TM", time),
+        ("Modality", "CS", "SR"),
+        ("Manufacturer", "LO", MANUFACTURER),
+        ("SeriesDescription", "LO", SERIES_DESCRIPTION),
+        ("ManufacturerModelName", "LO", MODEL_NAME),
+        ("SoftwareVersions", "LO", __version__),
+        ("ContentQualification", "CS", "RESEARCH"),
+        ("SeriesInstanceUID", "UI", uids.series_uid(instance_uid)),
+        ("SeriesNumber", "IS", SERIES_NUMBER),
+        ("InstanceNumber", "IS", 1),
+        ("ValueType", "CS", "CONTAINER"),
+        ("ContinuityOfContent", "CS", "CONTINUOUS"),
+        ("CompletionFlag", "CS", "COMPLETE"),
+        ("VerificationFlag", "CS", "UNVERIFIED"),
+        ("PreliminaryFlag", "CS", "PRELIMINARY"),
+    ):
+        report.add_new(keyword, vr, value)
+    # What raw elements are encoded in; pydicom would decode and encode each of them were it not said to be the same.
+    report.set_original_encoding(False, True, convert_encodings(CHARACTER_SET))
+    report.preamble = b"\0" * 128
+    report.file_meta = FileMetaDataset()
+    report.file_meta.FileMetaInformationVersion = b"\x00\x01"
+    report.file_meta.MediaStorageSOPClassUID = sop_class
+    report.file_meta.MediaStorageSOPInstanceUID = instance_uid
+    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    report.file_meta.ImplementationClassUID = uids.IMPLEMENTATION_CLASS_UID
+    report.file_meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
+    return report
+
+
+def _copied(element: DataElement) -> DataElement:
+    """The element again, so that a change to the report is none to its source; a UID that is illegal stays as it is."""
+    if element.VR == "SQ" or isinstance(element.value, MultiValue):
+        return deepcopy(element)
+    return DataElement(element.tag, element.VR, element.value, already_converted=True)
+
+
+def _equipment(images: Sequence[Screened], manifest: Manifest, node_ae_title: str, when: datetime) -> Iterable[bytes]:
+    """Items of Contributing Equipment Sequence (0018,A001): what made the sources, the node, and each algorithm."""
+    took_part = {name for image in images for name in image.prediction.members}
+    node = _processing(MODEL_NAME, __version__, uids.node_uid(node_ae_title), "Screening node", when)
+    makers = dict.fromkeys(maker for image in images if (maker := _maker(image.source)))
+    return [*makers, node, *(_algorithm(one, when) for one in algorithms(took_part, manifest))]
+
+
+def _algorithm(one: Algorithm, when: datetime) -> bytes:
+    return _processing(one.name, one.version, one.device_uid, one.description, when)
+
+
+def _processing(name: str, version: str, device: str, description: str, when: datetime) -> bytes:
+    """An item with purpose (109102, DCM, "Processing Equipment") (IHE AIR 6.5.3.1, PS3.3 table C.12-1)."""
+    return (
+        text(0x00080070, "LO", MANUFACTURER)
+        + text(0x00081090, "LO", long_string(name))
+        + uid(0x00181002, device)
+        + text(0x00181020, "LO", long_string(version))
+        + text(0x0018A002, "DT", utc(when))
+        + text(0x0018A003, "ST", short_text(description))
+        + sequence(0x0040A170, (c.PROCESSING_EQUIPMENT.encoded,))
     )
-    return sr.Measurement(name=name, value=number, unit=_UNIT, referenced_coordinates=[region])
 
 
-def _algorithm(name: str, version: str, weights: str, parameters: Sequence[str]) -> sr.AlgorithmIdentification:
-    """TID 4019, in agreement with the item of `equipment` (IHE AIR table 6.5.3.1-1).
+def _maker(source: Dataset) -> bytes:
+    """An item for the modality that made the source; empty where that has no name."""
+    if not source.get("Manufacturer"):
+        return b""
+    told = b""
+    for keyword, tag, vr in (
+        ("Manufacturer", 0x00080070, "LO"),
+        ("InstitutionName", 0x00080080, "LO"),
+        ("InstitutionAddress", 0x00080081, "ST"),
+        ("StationName", 0x00081010, "SH"),
+        ("InstitutionalDepartmentName", 0x00081040, "LO"),
+        ("ManufacturerModelName", 0x00081090, "LO"),
+        ("DeviceSerialNumber", 0x00181000, "LO"),
+        ("SoftwareVersions", 0x00181020, "LO"),
+    ):
+        if value := source.get(keyword):
+            told += text(tag, vr, "\\".join(value) if isinstance(value, MultiValue) else str(value))
+    if exposed := source.get("AcquisitionDateTime"):
+        told += text(0x0018A002, "DT", str(exposed))
+    return told + text(0x0018A003, "ST", _ACQUISITION) + sequence(0x0040A170, (c.ACQUISITION_EQUIPMENT.encoded,))
 
-    The family is left out: highdicom reads its own back as a qualitative evaluation.
-    """
-    return sr.AlgorithmIdentification(
-        name=long_string(name),
-        version=long_string(version),
-        manufacturer=MANUFACTURER,
-        parameters=[*parameters, f"weights_sha256={weights}", f"device_uid={uids.device_uid(name, version, weights)}"],
-    )
+
+def _evidence(images: Sequence[Screened]) -> list[Reference]:
+    """What the content tree cites: the sources, and the heatmaps that explain."""
+    sources = [cite(image.source) for image in images]
+    return sources + [image.heatmap for image in images if image.heatmap is not None and explains(image)]
 
 
-def _comment(text: str) -> sr.TextContentItem:
-    return sr.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+def _hierarchy(references: Iterable[Reference]) -> Iterable[bytes]:
+    """Items of a Hierarchical SOP Instance Reference Macro (PS3.3 table C.17-3): by study, then by series."""
+    studies: dict[str, dict[str, list[bytes]]] = {}
+    for one in references:
+        for what in (one.study_instance_uid, one.series_instance_uid, one.sop_class_uid, one.sop_instance_uid):
+            check_cited(what, "a UID of the evidence or of a predecessor")
+        series = studies.setdefault(one.study_instance_uid, {})
+        series.setdefault(one.series_instance_uid, []).append(reference(one.sop_class_uid, one.sop_instance_uid))
+    for study_uid, series in studies.items():
+        items = [sequence(0x00081199, cited) + uid(0x0020000E, series_uid) for series_uid, cited in series.items()]
+        yield sequence(0x00081115, items) + uid(0x0020000D, study_uid)
 
 
-def _library_entry(source: Dataset) -> Dataset:
-    """The source as highdicom's Image Library wants it: projection descriptors only where the source has them all."""
-    entry = Dataset()
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "Rows", "Columns", "Modality"):
-        setattr(entry, keyword, source[keyword].value)
-    if "PatientOrientation" in source and "ImagerPixelSpacing" in source:
-        entry.PatientOrientation = source.PatientOrientation
-        entry.ImagerPixelSpacing = source.ImagerPixelSpacing
-    else:
-        entry.Modality = ""
-    return entry
+_PRIVATE_SCHEME = (
+    text(0x00080102, "SH", c.PRIVATE_SCHEME)
+    + text(0x00080115, "ST", c.PRIVATE_SCHEME_NAME)
+    + text(0x00080116, "ST", MANUFACTURER)
+)

@@ -26,10 +26,12 @@ from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision, NodeError, Rem
 from dicom_node.normalise import CHARACTER_SET
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
 
-    from dicom_node.bundle import Manifest, Target
+    from dicom_node.bundle import Manifest, Member, Target
     from dicom_node.domain import Prediction
 
 
@@ -49,6 +51,11 @@ class Reference:
     series_instance_uid: str
     sop_class_uid: str
     sop_instance_uid: str
+
+
+def cite(ds: Dataset) -> Reference:
+    """How another object cites this one."""
+    return Reference(ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPClassUID, ds.SOPInstanceUID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +163,58 @@ def long_string(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\\]", " ", text).strip()[:64].strip()
 
 
+def short_text(text: str) -> str:
+    """`text` as a legal ST of one line: at most 1024 characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\\]", " ", text)[:1024].strip()
+
+
+def paragraph(text: str) -> str:
+    """`text` without the control characters that a UT excludes (PS3.5 6.2)."""
+    return re.sub(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]", " ", text).rstrip()
+
+
+def utc(when: datetime) -> str:
+    """`when` as a DT, in UTC."""
+    return when.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000")
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What made a result, as IHE AIR wants it named: alike in Contributing Equipment and in TID 4019."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    description: str
+
+    @property
+    def device_uid(self) -> UID:
+        """Another one for each training."""
+        return uids.device_uid(self.name, self.version, self.weights_sha256)
+
+
+def ensemble_algorithm(manifest: Manifest) -> Algorithm:
+    """The ensemble as a whole."""
+    return Algorithm(manifest.name, manifest.release, weights_sha256(manifest), f"Ensemble: {manifest.title}")
+
+
+def member_algorithm(member: Member) -> Algorithm:
+    """One member."""
+    description = f"Member of the ensemble: {member.title}"
+    return Algorithm(member.name, member.version, member.weights_sha256, description)
+
+
+def algorithms(took_part: Collection[str], manifest: Manifest) -> list[Algorithm]:
+    """The ensemble, and each member that took part, in the manifest's order."""
+    members = (member_algorithm(member) for member in manifest.members if member.name in took_part)
+    return [ensemble_algorithm(manifest), *members]
+
+
 def equipment(prediction: Prediction, manifest: Manifest, when: datetime) -> list[ContributingEquipment]:
     """The ensemble and each member that took part, as processing equipment (IHE AIR 6.5.3.1)."""
-    ensemble = uids.device_uid(manifest.name, manifest.release, weights_sha256(manifest))
     return [
-        equipment_item(manifest.name, manifest.release, ensemble, f"Ensemble: {manifest.title}", when),
-        *(
-            equipment_item(
-                member.name,
-                member.version,
-                uids.device_uid(member.name, member.version, member.weights_sha256),
-                f"Member of the ensemble: {member.title}",
-                when,
-            )
-            for member in manifest.members
-            if member.name in prediction.members
-        ),
+        equipment_item(one.name, one.version, one.device_uid, one.description, when)
+        for one in algorithms(prediction.members, manifest)
     ]
 
 
@@ -182,8 +225,8 @@ def equipment_item(name: str, version: str, device: str, description: str, when:
         purpose_of_reference=codes.DCM.ProcessingEquipment,
         manufacturer_model_name=long_string(name),
         software_versions=long_string(version),
-        contribution_datetime=when.astimezone(UTC).strftime("%Y%m%d%H%M%S+0000"),
-        contribution_description=re.sub(r"[\x00-\x1f\x7f\\]", " ", description)[:1024].strip(),
+        contribution_datetime=utc(when),
+        contribution_description=short_text(description),
     )
     item.DeviceUID = device  # PS3.3 table C.12-1; highdicom has no argument for it
     return item

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydicom.uid import UID
@@ -17,7 +19,7 @@ from pydicom.uid import UID
 from dicom_node import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 # Of this project, for ever: changing it renames everything that was ever derived.
 NAMESPACE = uuid.UUID("5c98d5d2-7b54-4a72-82d7-9d4c91250285")
@@ -68,35 +70,66 @@ def heatmap_uid(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ReportedImage:
+    """What decides what a report says of one image.
+
+    Attributes
+    ----------
+    heatmap
+        SOP Instance UID of the heatmap that is cited; empty where none is.
+    operating_points, thresholds
+        By target.
+    """
+
+    sop_instance_uid: str
+    heatmap: str
+    operating_points: Mapping[str, str]
+    thresholds: Mapping[str, float]
+
+
 def report_uid(
     study_uid: str,
-    source_sop_instance_uid: str,
+    images: Iterable[ReportedImage],
     bundle: str,
     release: str,
-    thresholds: Mapping[str, float],
     sop_class: str,
     *,
-    operating_point: str,
     weights_sha256: str,
-    heatmap: str,
     node_ae_title: str,
+    codes: Mapping[str, tuple[str, str, str]],
+    predecessors: Iterable[str],
 ) -> UID:
-    """SOP Instance UID of the report on one source image; each SR SOP Class has its own.
+    """SOP Instance UID of the report on images of a study, in whatever order; each SR SOP Class has its own.
 
-    `heatmap` is the SOP Instance UID of the heatmap that the report cites.
+    Parameters
+    ----------
+    codes
+        Value, scheme and meaning of the questions that are answered, by target.
+    predecessors
+        SOP Instance UIDs of the reports that this one replaces.
     """
     return derive_uid(
         "report",
         study_uid,
-        source_sop_instance_uid,
+        json.dumps(
+            sorted(
+                [
+                    image.sop_instance_uid,
+                    image.heatmap,
+                    json.dumps(dict(image.operating_points), sort_keys=True),
+                    _of_thresholds(image.thresholds),
+                ]
+                for image in images
+            )
+        ),
         bundle,
         release,
-        _of_thresholds(thresholds),
         sop_class,
-        operating_point,
         weights_sha256,
-        heatmap,
         node_ae_title,
+        json.dumps({target: list(code) for target, code in codes.items()}, sort_keys=True),
+        json.dumps(sorted(predecessors)),
         __version__,
     )
 
@@ -114,6 +147,7 @@ def tracking_uid(source_sop_instance_uid: str, bundle: str, release: str, subjec
     return derive_uid("tracking", source_sop_instance_uid, bundle, release, subject)
 
 
+@lru_cache(maxsize=256)
 def device_uid(name: str, version: str, weights_sha256: str) -> UID:
     """Device UID of an algorithm; trained anew, it is another device (IHE AIR)."""
     return derive_uid("device", name, version, weights_sha256)

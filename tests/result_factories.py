@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from highdicom.sr import MeasurementReport
 from pydicom import dcmread, dcmwrite
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import UID, Comprehensive3DSRStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
 from dicom_node import bundle
 from dicom_node.bundle import Calibration, Manifest, Member, OperatingPoint, Target, WeightFile
@@ -19,7 +20,8 @@ from dicom_node.domain import Decision, MemberMap, Prediction, TargetResult, dec
 from dicom_node.heatmap import build_heatmap
 from dicom_node.normalise import normalise
 from dicom_node.report import build_report
-from tests.factories import chest_pixels
+from dicom_node.results import Reference, Screened, cite
+from tests.factories import ROOT, chest_dataset, chest_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 WHEN = datetime(2024, 1, 2, 23, 45, 6, 789, tzinfo=UTC)
 COVID = bundle.Code(value="840539006", scheme="SCT", meaning="COVID-19")
 PNEUMONIA = bundle.Code(value="233604007", scheme="SCT", meaning="Pneumonia")
+ABNORMAL = bundle.Code(value="263654008", scheme="SCT", meaning="Abnormal")
+QUESTIONS = ("covid", "pneumonia", "abnormal")
 
 
 def member(called: str = "zhang", sha: str = "a", **changes: Any) -> Member:
@@ -42,14 +46,14 @@ def member(called: str = "zhang", sha: str = "a", **changes: Any) -> Member:
         "citation": "arXiv:2003.12338",
         "weights": (WeightFile(file=f"{called}.safetensors", sha256=sha * 64),),
         "preprocessing": {"size": 448},
-        "calibration": {name: Calibration(output="p_cls", slope=1.0, intercept=0.0) for name in ("covid", "pneumonia")},
+        "calibration": {name: Calibration(output="p_cls", slope=1.0, intercept=0.0) for name in QUESTIONS},
     }
     return Member(**fields | changes)
 
 
 def target(name: str = "covid", threshold: float = 0.5, members: Sequence[str] = ("zhang", "basu")) -> Target:
     """A question with two operating points of which `balanced` is in force."""
-    code = COVID if name == "covid" else PNEUMONIA
+    code = {"covid": COVID, "abnormal": ABNORMAL}.get(name, PNEUMONIA)
     return Target(
         name=name,
         title=code.meaning,
@@ -131,8 +135,24 @@ def results(
     header, _ = normalise(source)
     answer, made_by = answer or prediction(), made_by or manifest()
     heatmap = build_heatmap(header, xray(header.Rows, header.Columns), answer, made_by, when=WHEN, size=size)
-    report = build_report(header, heatmap, answer, made_by, when=WHEN, node_ae_title=node_ae_title, sop_class=sop_class)
-    return heatmap, report
+    image = Screened(header, answer, WHEN, cite(heatmap))
+    return heatmap, build_report([image], made_by, node_ae_title=node_ae_title, sop_class=sop_class)
+
+
+def image_of(number: int, **overrides: Any) -> Dataset:
+    """The header of image `number` of one study, each in a series of its own."""
+    uid = f"{ROOT}.1.{number}"
+    return stored(chest_dataset(**{"SeriesInstanceUID": uid, "SOPInstanceUID": f"{uid}.1"} | overrides))
+
+
+def screened(
+    source: Dataset, answer: Prediction | None = None, when: datetime = WHEN, *, cited: bool = True
+) -> Screened:
+    """An image of a study, with a heatmap to cite that need not exist."""
+    header, _ = normalise(source)
+    uid = f"2.25.{int(hashlib.sha256(header.SOPInstanceUID.encode()).hexdigest()[:16], 16)}"
+    heatmap = Reference(header.StudyInstanceUID, f"{uid}.1", SecondaryCaptureImageStorage, f"{uid}.1.1")
+    return Screened(header, answer or prediction(), when, heatmap if cited else None)
 
 
 def read_result(report: Dataset) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dicom_node import uids
+from dicom_node.uids import ReportedImage
 
 HEATMAP = {
     "source_sop_instance_uid": "1.2.3",
@@ -15,17 +18,17 @@ HEATMAP = {
     "weights_sha256": "aa",
     "size": 1024,
 }
+IMAGE = ReportedImage("1.2.3", "1.2.4", {"covid": "balanced"}, {"covid": 0.5})
 REPORT = {
     "study_uid": "1.2",
-    "source_sop_instance_uid": "1.2.3",
+    "images": (IMAGE, replace(IMAGE, sop_instance_uid="1.2.5")),
     "bundle": "starter",
     "release": "1",
-    "thresholds": {"covid": 0.5},
     "sop_class": "1.2.840.10008.5.1.4.1.1.88.34",
-    "operating_point": "balanced",
     "weights_sha256": "aa",
-    "heatmap": "1.2.4",
     "node_ae_title": "CXRSCREEN",
+    "codes": {"covid": ("840539006", "SCT", "COVID-19")},
+    "predecessors": ("1.2.6", "1.2.7"),
 }
 
 
@@ -51,11 +54,34 @@ def test_whatever_decides_the_heatmap_decides_its_uid(changed: str) -> None:
     assert uids.heatmap_uid(**HEATMAP) != uids.heatmap_uid(**other)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changed", REPORT)
-def test_whatever_decides_the_report_decides_its_uid(changed: str) -> None:
-    other = REPORT | {changed: {"thresholds": {"covid": 0.25}}.get(changed, "other")}
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"images": (IMAGE,)},
+        *(
+            {"images": (replace(IMAGE, **changed), replace(IMAGE, sop_instance_uid="1.2.5"))}
+            for changed in (
+                {"sop_instance_uid": "1.2.8"},
+                {"heatmap": ""},
+                {"operating_points": {"covid": "site"}},
+                {"thresholds": {"covid": 0.25}},
+            )
+        ),
+        {"codes": {"covid": ("840539006", "SCT", "Covid")}},
+        {"codes": {"pneumonia": ("840539006", "SCT", "COVID-19")}},
+        {"predecessors": ("1.2.6",)},
+        *({name: "other"} for name in REPORT if name not in ("images", "codes", "predecessors")),
+    ],
+    ids=str,
+)
+def test_whatever_decides_the_report_decides_its_uid(other: dict[str, Any]) -> None:
     assert uids.report_uid(**REPORT) == uids.report_uid(**REPORT)  # type: ignore[arg-type]
-    assert uids.report_uid(**REPORT) != uids.report_uid(**other)  # type: ignore[arg-type]
+    assert uids.report_uid(**REPORT) != uids.report_uid(**REPORT | other)  # type: ignore[arg-type]
+
+
+def test_the_order_of_images_and_predecessors_does_not_matter() -> None:
+    turned = {name: tuple(reversed(REPORT[name])) for name in ("images", "predecessors")}  # type: ignore[call-overload]
+    assert uids.report_uid(**REPORT) == uids.report_uid(**REPORT | turned)  # type: ignore[arg-type]
 
 
 def test_another_version_of_the_program_names_its_results_anew(monkeypatch: pytest.MonkeyPatch) -> None:
