@@ -19,7 +19,7 @@ from pydicom.uid import UID
 from dicom_node import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 # Of this project, for ever: changing it renames everything that was ever derived.
 NAMESPACE = uuid.UUID("5c98d5d2-7b54-4a72-82d7-9d4c91250285")
@@ -132,6 +132,11 @@ def report_uid(
         json.dumps(sorted(predecessors)),
         __version__,
     )
+
+
+def note_uid(study_uid: str, sop_instance_uids: Sequence[str], reason: str, node_ae_title: str) -> UID:
+    """SOP Instance UID of the rejection note that withdraws these objects, whatever their order."""
+    return derive_uid("note", study_uid, *sorted(sop_instance_uids), reason, node_ae_title, __version__)
 
 
 def series_uid(sop_instance_uid: str) -> UID:

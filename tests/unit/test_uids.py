@@ -112,3 +112,14 @@ def test_each_role_has_its_own_uids() -> None:
 def test_the_implementation_version_name_fits_its_vr() -> None:
     assert len(uids.IMPLEMENTATION_VERSION_NAME) <= 16
     assert uids.IMPLEMENTATION_CLASS_UID.is_valid
+
+
+NOTE = {"study_uid": "1.2", "sop_instance_uids": ["1.2.3", "1.2.4"], "reason": "quality", "node_ae_title": "CXRSCREEN"}
+
+
+@pytest.mark.parametrize("changed", NOTE)
+def test_whatever_decides_the_rejection_note_decides_its_uid(changed: str) -> None:
+    other = NOTE | {changed: {"sop_instance_uids": ["1.2.3"]}.get(changed, "other")}
+    assert uids.note_uid(**NOTE) != uids.note_uid(**other)  # type: ignore[arg-type]
+    again = NOTE | {"sop_instance_uids": ["1.2.4", "1.2.3"]}
+    assert uids.note_uid(**NOTE) == uids.note_uid(**again)  # type: ignore[arg-type]
