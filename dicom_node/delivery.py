@@ -101,9 +101,9 @@ class _Delivery:
             told = "this needs a person" if failed.permanent else "it is tried again"
             log.warning("delivery: %s; %s", failed, told)
             _none_reached(self._open, failed, outbox)
-        elif lost.is_set() and self._open:
-            log.warning("delivery: another process has the objects for %s by now", self._peer.name)
         elif self._open:
+            if lost.is_set():
+                log.warning("delivery: another process has the objects for %s by now", self._peer.name)
             outbox.give_back(self._open)
 
     def _use(self, sender: Sender, lost: Callable[[], bool]) -> None:

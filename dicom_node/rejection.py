@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from highdicom import ko, sr
@@ -17,7 +16,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from dicom_node import __version__, uids
-from dicom_node.domain import MANUFACTURER, MODEL_NAME
+from dicom_node.domain import MANUFACTURER, MODEL_NAME, RejectionReason
 from dicom_node.results import ResultError, equipment_item, local_time, long_string, seal, series_and_maker
 
 if TYPE_CHECKING:
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
 
 SERIES_NUMBER = 9003
 SERIES_DESCRIPTION = "AI results withdrawn - RESEARCH, NOT FOR DIAGNOSTIC USE"
-
-
-class RejectionReason(StrEnum):
-    """Why results are withdrawn; no other reason of IOCM is the node's to give."""
-
-    QUALITY = "quality"
-    SAFETY = "safety"
-
 
 _TITLES = {
     RejectionReason.QUALITY: Code("113001", "DCM", "Rejected for Quality Reasons"),

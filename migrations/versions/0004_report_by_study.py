@@ -130,9 +130,7 @@ def _adopt_reports_of_images() -> None:
         )
         """
     )
-    op.execute(
-        "UPDATE objects SET report_id = id, name = sop_class_uid, screening_id = NULL WHERE kind = 'report'"
-    )
+    op.execute("UPDATE objects SET report_id = id, name = sop_class_uid, screening_id = NULL WHERE kind = 'report'")
     if op.get_bind().dialect.name == "postgresql":
         op.execute("SELECT setval('reports_id_seq', (SELECT COALESCE(MAX(id), 0) + 1 FROM reports), false)")
 
@@ -141,7 +139,8 @@ def downgrade() -> None:
     op.execute(
         """
         UPDATE objects SET screening_id = (
-            SELECT MIN(report_sources.screening_id) FROM report_sources WHERE report_sources.report_id = objects.report_id
+            SELECT MIN(report_sources.screening_id) FROM report_sources
+            WHERE report_sources.report_id = objects.report_id
         ), name = 'report'
         WHERE kind = 'report'
         AND id = (SELECT MIN(other.id) FROM objects AS other WHERE other.report_id = objects.report_id)

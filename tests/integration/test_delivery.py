@@ -13,8 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, dsutils, evt
 from sqlalchemy import select, update
 
-from dicom_node.archive import Archive
-from dicom_node.claims import Claims, Product
+from dicom_node.archive import Archive, Product
+from dicom_node.claims import Claims
 from dicom_node.config import Peer, Settings
 from dicom_node.delivery import deliver_due
 from dicom_node.demo.instances import phantom_dataset
@@ -23,7 +23,9 @@ from dicom_node.domain import DeliveryError, ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
 from dicom_node.pacs import Pacs
+from dicom_node.reports import Reports
 from dicom_node.results import encode
+from dicom_node.roles import make_depot
 from dicom_node.tables import DeliveryRow, DeliveryTryRow, ObjectRow, ScreeningRow
 from tests.ledger_factories import prediction, received
 from tests.result_factories import manifest
@@ -59,33 +61,42 @@ def parcels(database, tmp_path):
     return database, Outbox(database, retry_base_s=60, retry_max_s=60), archive
 
 
+def deliver(parcels, settings, **options):
+    """One turn of the delivery."""
+    database, _, archive = parcels
+    fixed = {"retry_base_s": 60.0, "retry_max_s": 60.0, "archive_dir": archive.locate("")}
+    return deliver_due(make_depot(settings.model_copy(update=fixed), database, None), **options)
+
+
 def report(database, archive, destinations, number=0):
     """One more screening is reported, its two objects due at each destination."""
     claims = Claims(database)
     Ledger(database).record(received(f"5{number}"))
     claim = claims.claim("worker", 60)
-    claims.save_prediction(claim, prediction(claim.manifest), [])
+    claims.save_prediction(claim, prediction(claim.manifest), None)
     products = []
     for offset, kind in enumerate((ObjectKind.HEATMAP, ObjectKind.REPORT)):
         ds = phantom_dataset(2 * number + offset)
         products.append(Product(kind, str(ds.SOPClassUID), str(ds.SOPInstanceUID), archive.store(encode(ds))))
-    claims.save_results(claim, products, destinations, [])
+    claims.save_heatmap(claim, products[0], destinations, [])
+    reports = Reports(database)
+    reports.issue(reports.draft(reports.due(0, 1)[0]), products[1], destinations)
 
 
 def outcome(parcels, peer):
     """States of the deliveries, state of the screening and the statuses seen, after one try."""
-    database, outbox, archive = parcels
+    database, outbox, _ = parcels
     settings = Settings(peers=(peer,), network_timeout_s=2.0)
-    assert deliver_due(outbox, archive, settings) == 2
+    assert deliver(parcels, settings) == 2
     with database.read() as session:
         screening = session.scalars(select(ScreeningRow.state)).one()
         statuses = session.scalars(select(DeliveryTryRow.status).order_by(DeliveryTryRow.id)).all()
     return outbox.counts()["pacs"], screening, statuses
 
 
-def test_success_is_sent(parcels):
+def test_what_a_peer_takes_that_can_prove_nothing_is_unproven(parcels):
     with peer_answering(lambda _: 0x0000) as peer:
-        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0, 0])
+        assert outcome(parcels, peer) == ({"unproven": 2}, "delivered", [0, 0])
 
 
 def test_what_the_peer_gets_is_what_is_archived(parcels):
@@ -102,7 +113,7 @@ def test_what_the_peer_gets_is_what_is_archived(parcels):
 
 def test_a_warning_means_that_the_object_is_stored(parcels):
     with peer_answering(lambda _: 0xB000) as peer:
-        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0xB000, 0xB000])
+        assert outcome(parcels, peer) == ({"unproven": 2}, "delivered", [0xB000, 0xB000])
 
 
 @pytest.mark.parametrize("status", [0xA700, 0xA701, 0x0110])
@@ -120,7 +131,7 @@ def test_a_refusal_of_the_object_ends_its_delivery(parcels, status):
 def test_one_refused_object_does_not_keep_the_other_back(parcels):
     answers = iter([0xC000, 0x0000])
     with peer_answering(lambda _: next(answers)) as peer:
-        assert outcome(parcels, peer) == ({"rejected": 1, "sent": 1}, "failed", [0xC000, 0])
+        assert outcome(parcels, peer) == ({"rejected": 1, "unproven": 1}, "failed", [0xC000, 0])
 
 
 def test_an_abort_in_mid_association_is_tried_again(parcels):
@@ -157,8 +168,8 @@ def test_a_peer_that_takes_no_such_object_is_rejected_for_good(parcels):
 
 
 def test_a_destination_that_left_the_settings_is_kept_for_its_return(parcels):
-    _, outbox, archive = parcels
-    assert deliver_due(outbox, archive, Settings()) == 2
+    _, outbox, _ = parcels
+    assert deliver(parcels, Settings()) == 2
     assert outbox.counts() == {"pacs": {"pending": 2}}
 
 
@@ -175,7 +186,7 @@ def test_a_peer_that_takes_only_implicit_vr_gets_the_same_data_set(parcels):
         return 0x0000
 
     with peer_answering(keep, syntax=ImplicitVRLittleEndian) as peer:
-        assert outcome(parcels, peer) == ({"sent": 2}, "delivered", [0, 0])
+        assert outcome(parcels, peer) == ({"unproven": 2}, "delivered", [0, 0])
     for number, (syntax, ds) in enumerate(got):
         assert syntax == ImplicitVRLittleEndian
         assert ds.PixelData == phantom_dataset(number).PixelData
@@ -193,7 +204,7 @@ def test_an_object_that_the_archive_lost_ends_and_the_others_go_on(parcels, dama
         path.write_bytes(b"garbage" if damage == "garbage" else b"\0" * 128 + b"DICM")
     with peer_answering(lambda _: 0x0000) as peer:
         states, screening, _ = outcome(parcels, peer)
-    assert states == {"rejected": 1, "sent": 1}
+    assert states == {"rejected": 1, "unproven": 1}
     assert screening == "failed"
 
 
@@ -210,7 +221,7 @@ def test_an_association_that_dies_inside_the_request_is_tried_again(parcels, mon
 
 def test_a_lease_outlives_a_peer_that_takes_its_time(parcels):
     """Two leases long: nobody else is given the object meanwhile."""
-    _, outbox, archive = parcels
+    _, outbox, _ = parcels
     others = []
 
     def slowly(_):
@@ -221,13 +232,13 @@ def test_a_lease_outlives_a_peer_that_takes_its_time(parcels):
 
     with peer_answering(slowly) as peer:
         settings = Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5)
-        assert deliver_due(outbox, archive, settings) == 2
+        assert deliver(parcels, settings) == 2
     assert others == [[]] * 8
-    assert outbox.counts() == {"pacs": {"sent": 2}}
+    assert outbox.counts() == {"pacs": {"unproven": 2}}
 
 
 def test_who_lost_its_lease_stops_and_changes_nothing(parcels, caplog):
-    database, outbox, archive = parcels
+    database, outbox, _ = parcels
 
     def steal(_):
         with database.write() as session:
@@ -236,8 +247,8 @@ def test_who_lost_its_lease_stops_and_changes_nothing(parcels, caplog):
         return 0x0000
 
     with peer_answering(steal) as peer:
-        deliver_due(outbox, archive, Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5))
-    assert outbox.counts() == {"pacs": {"pending": 1, "sent": 1}}
+        deliver(parcels, Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5))
+    assert outbox.counts() == {"pacs": {"pending": 1, "unproven": 1}}
     assert "another process has the objects for pacs by now" in caplog.text
     with database.read() as session:
         assert session.scalars(select(DeliveryRow.holder).order_by(DeliveryRow.id)).all() == [None, "thief"]
@@ -246,17 +257,15 @@ def test_who_lost_its_lease_stops_and_changes_nothing(parcels, caplog):
 KILLED = """
 import sys
 from pathlib import Path
-from dicom_node.archive import Archive
 from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
 from dicom_node.delivery import deliver_due
-from dicom_node.outbox import Outbox
-from dicom_node.pacs import Pacs
+from dicom_node.roles import make_depot
 
 url, archive, port = sys.argv[1:]
 peer = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=int(port), destination=True)
-outbox = Outbox(Database(url), retry_base_s=60, retry_max_s=60)
-deliver_due(outbox, Archive(Path(archive)), Settings(peers=(peer,), lease_s=1.0))
+settings = Settings(peers=(peer,), lease_s=1.0, archive_dir=Path(archive))
+deliver_due(make_depot(settings, Database(url), None))
 """
 
 
@@ -278,10 +287,10 @@ def test_what_a_killed_deliverer_held_goes_on_within_its_lease(parcels):
         )
         assert running[0].wait(30) == -signal.SIGKILL
         settings, until = Settings(peers=(peer,), lease_s=20), time.monotonic() + 4
-        while not deliver_due(outbox, archive, settings):
+        while not deliver(parcels, settings):
             assert time.monotonic() < until
             time.sleep(0.02)
-    assert outbox.counts() == {"pacs": {"sent": 2}}
+    assert outbox.counts() == {"pacs": {"unproven": 2}}
     assert got == [got[0], *got[:1], got[2]]  # the first one twice: the same object
 
 
@@ -294,16 +303,16 @@ def test_a_destination_that_hangs_keeps_no_other_waiting(parcels):
     with socket.create_server(("127.0.0.1", 0)) as silent, peer_answering(lambda _: 0x0000) as quick:
         hanging = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1], destination=True)
         settings = Settings(peers=(hanging, quick.model_copy(update={"name": "quick"})), network_timeout_s=15.0)
-        held = threading.Thread(target=deliver_due, args=(outbox, archive, settings))
+        held = threading.Thread(target=deliver, args=(parcels, settings))
         held.start()
         connection, _ = silent.accept()
-        while outbox.counts()["quick"].get("sent") != 4:
+        while outbox.counts()["quick"].get("unproven") != 4:
             assert time.monotonic() - began < 10
-            deliver_due(outbox, archive, settings)
+            deliver(parcels, settings)
         assert held.is_alive()
         connection.close()
         held.join()
-    assert outbox.counts() == {"pacs": {"pending": 6}, "quick": {"sent": 4}}
+    assert outbox.counts() == {"pacs": {"pending": 6}, "quick": {"unproven": 4}}
 
 
 @pytest.mark.usefixtures("dcmtk")
@@ -335,14 +344,14 @@ def test_a_peer_that_stops_reading_in_mid_object_costs_its_time_limit_and_no_mor
 
 
 def test_who_is_told_to_stop_begins_no_further_object_and_gives_the_rest_back(parcels):
-    database, outbox, archive = parcels
+    database, outbox, _ = parcels
     sent = []
     with peer_answering(lambda event: sent.append(event) or 0x0000) as peer:
         settings = Settings(peers=(peer,), network_timeout_s=2.0)
-        deliver_due(outbox, archive, settings, stopping=lambda: bool(sent))
+        deliver(parcels, settings, stopping=lambda: bool(sent))
         assert outbox.counts()["pacs"] == {"sent": 1, "pending": 1}
         with database.read() as session:
             row = session.scalars(select(DeliveryRow).filter_by(state="pending")).one()
         assert (row.holder, row.lease_expires_at, row.tries) == (None, None, 0)
-        deliver_due(outbox, archive, settings)
-    assert outbox.counts()["pacs"] == {"sent": 2}
+        deliver(parcels, settings)
+    assert outbox.counts()["pacs"] == {"unproven": 2}
