@@ -248,10 +248,10 @@ def test_who_lost_its_lease_stops_and_changes_nothing(parcels, caplog):
 
     with peer_answering(steal) as peer:
         deliver(parcels, Settings(peers=(peer,), network_timeout_s=5.0, lease_s=0.5))
-    assert outbox.counts() == {"pacs": {"pending": 1, "unproven": 1}}
+    assert outbox.counts() == {"pacs": {"pending": 1, "sent": 1}}
     assert "another process has the objects for pacs by now" in caplog.text
     with database.read() as session:
-        assert session.scalars(select(DeliveryRow.holder).order_by(DeliveryRow.id)).all() == [None, "thief"]
+        assert session.scalars(select(DeliveryRow.holder).order_by(DeliveryRow.id)).all() == ["thief", "thief"]
 
 
 KILLED = """

@@ -130,13 +130,13 @@ def raising(error):
     return fault
 
 
-def test_a_film_becomes_maps_a_heatmap_and_a_report(bench):
+def test_a_film_becomes_maps_and_a_heatmap_for_a_report_to_cite(bench):
     bench.screen(FakeEnsemble())
     with bench.database.read() as session:
         kinds = session.scalars(select(ObjectRow.kind).order_by(ObjectRow.id)).all()
         states = session.scalars(select(TransitionRow.to_state).order_by(TransitionRow.id)).all()
-    assert kinds == ["map", "heatmap", "report"]
-    assert states == ["waiting", "claimed", "predicted", "reported", "withheld"]
+    assert kinds == ["map", "heatmap"]
+    assert states == ["waiting", "claimed", "predicted", "reported"]
 
 
 def test_two_workers_build_the_same_bytes_from_the_same_prediction_and_the_network_runs_once(bench):
@@ -207,7 +207,7 @@ def test_a_film_that_its_child_has_no_memory_for_fails_and_the_next_is_on_time(b
     bench.archive.locate(bench.claim.path).write_bytes(encode(film_of(9000, 9000)))
     with decoders(Settings(decode_processes=1, decode_memory_mb=128)) as bench.children:
         assert bench.screener(FakeEnsemble(), max_pixels=100_000_000, batch_size=2).screen_next() == 2
-    assert states(bench) == ["failed", "withheld"]
+    assert states(bench) == ["failed", "reported"]
     with bench.database.read() as session:
         assert session.scalars(select(ScreeningRow.reason).order_by(ScreeningRow.id)).first() == "decoder_memory"
 
@@ -226,7 +226,7 @@ def test_an_error_that_nobody_foresaw_is_held_against_one_film_of_its_batch(benc
     ensemble.fault = lambda: raising(ValueError("x"))() if ensemble.asked in (1, 3) else None
     with monkeypatched_wait(bench):
         bench.screener(ensemble, batch_size=3).screen_next()
-    assert sorted(states(bench)) == ["waiting", "withheld", "withheld"]
+    assert sorted(states(bench)) == ["reported", "reported", "waiting"]
 
 
 @contextmanager
@@ -255,7 +255,7 @@ def test_what_was_declined_by_its_pixels_is_declined_and_the_rest_goes_on(bench)
         [declined] if not ensemble.asked and predict(images) else predict(images)
     )
     bench.screener(ensemble, batch_size=2).screen_next()
-    assert states(bench) == ["declined", "withheld"]
+    assert states(bench) == ["declined", "reported"]
     with bench.database.read() as session:
         row = session.scalars(select(ScreeningRow).order_by(ScreeningRow.id)).first()
     assert (row.reason, row.detail) == ("lateral", "the pixels look like: lateral")
@@ -293,7 +293,7 @@ def test_the_lease_is_renewed_while_the_network_thinks(bench):
             assert bench.claims.expire_leases(max_failures=3) == 0
 
     bench.screen(FakeEnsemble(think))
-    assert bench.row().state == "withheld"
+    assert bench.row().state == "reported"
 
 
 def states(bench):
@@ -305,7 +305,7 @@ def test_a_worker_takes_a_batch_and_every_film_of_it_is_reported(bench):
     bench.claims.give_back(bench.claim, "", pause_s=0)
     bench.more(3)
     assert bench.screener(FakeEnsemble(), batch_size=8).screen_next() == 4
-    assert states(bench) == ["withheld"] * 4
+    assert states(bench) == ["reported"] * 4
 
 
 def test_each_film_gets_its_own_answer_whatever_else_is_in_its_batch(bench):
@@ -320,7 +320,7 @@ def test_each_film_gets_its_own_answer_whatever_else_is_in_its_batch(bench):
         found = session.scalars(select(OutcomeRow.probability).order_by(OutcomeRow.screening_id)).all()
     assert found == pytest.approx(expected)
     assert len(set(found)) == 4
-    assert states(bench) == ["failed"] + ["withheld"] * 4
+    assert states(bench) == ["failed"] + ["reported"] * 4
 
 
 def test_a_sites_threshold_reaches_the_networks(bench):
@@ -350,7 +350,7 @@ def test_one_bad_film_of_a_batch_fails_alone(bench):
     bench.more(2)
     bench.archive.locate(bench.claim.path).write_bytes(b"no film")
     assert bench.screener(FakeEnsemble(), batch_size=3).screen_next() == 3
-    assert states(bench) == ["failed", "withheld", "withheld"]
+    assert states(bench) == ["failed", "reported", "reported"]
 
 
 def test_a_film_that_cannot_be_read_now_waits_uncounted_and_the_rest_of_its_batch_goes_on(bench):
@@ -360,7 +360,7 @@ def test_a_film_that_cannot_be_read_now_waits_uncounted_and_the_rest_of_its_batc
     path.unlink()
     path.mkdir()  # reading it is an OSError, and not that it is missing
     bench.screener(FakeEnsemble(), batch_size=3).screen_next()
-    assert states(bench) == ["waiting", "withheld", "withheld"]
+    assert states(bench) == ["waiting", "reported", "reported"]
     with bench.database.read() as session:
         assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]
 
@@ -382,7 +382,7 @@ def test_a_film_that_was_claimed_when_the_release_changed_is_screened_by_the_new
     ensemble = FakeEnsemble()
     ensemble.manifest = changed
     bench.screen(ensemble, claim)
-    assert bench.row().state == "withheld"
+    assert bench.row().state == "reported"
 
 
 def test_what_a_lost_database_did_not_take_back_is_given_back_when_it_is_there_again(bench, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(bench):
     bench.more(2)
     screener, asked = bench.screener(FakeEnsemble(), batch_size=3), iter((False, True))
     screener.screen_next(lambda: next(asked))
-    assert states(bench) == ["withheld", "waiting", "waiting"]
+    assert states(bench) == ["reported", "waiting", "waiting"]
     with bench.database.read() as session:
         assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]
 
