@@ -27,6 +27,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
+    KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -78,6 +79,7 @@ STORAGE_CLASSES = (
     EnhancedSRStorage,
     ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
+    KeyObjectSelectionDocumentStorage,
 )
 UNIQUE_KEYS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 UID_PATTERN = re.compile(r"[0-9.]{1,64}")
