@@ -260,7 +260,7 @@ def test_a_peer_that_is_reached_from_elsewhere_alone_may_be_this_containers_faul
 
 def test_it_asks_for_the_classes_that_the_node_makes():
     heatmap, told = results(chest_dataset())
-    assert network.RESULT_CLASSES == {"reports": tuple(SOP_CLASSES), "heatmaps": (heatmap.SOPClassUID,)}
+    assert {"reports": tuple(SOP_CLASSES), "heatmaps": (heatmap.SOPClassUID,)} == network.RESULT_CLASSES
     assert told.SOPClassUID == network.RESULT_CLASSES["reports"][0]
 
 
