@@ -40,6 +40,8 @@ def wrapped(text: str, size: int, width: int, most: int | None = None) -> tuple[
     most
         Number of lines after which the text is cut.
     """
+    if text_width(text, size) <= width:
+        return (text,) if text else ()
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -60,6 +62,7 @@ def _cut(text: str, size: int, width: int) -> str:
     return f"{text[:kept]}{ELLIPSIS}"
 
 
+@lru_cache(maxsize=512)
 def text_width(text: str, size: int) -> int:
     """Width of a line of text, in pixels."""
     return ceil(_font(size).getlength(text))

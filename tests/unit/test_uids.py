@@ -14,6 +14,7 @@ HEATMAP = {
     "thresholds": {"covid": 0.5},
     "weights_sha256": "aa",
     "size": 1024,
+    "answer": "bb",
 }
 REPORT = {
     "study_uid": "1.2",
