@@ -61,7 +61,9 @@ def mean_activation(
     for ((rows, columns), (box_top, box_left, box_height, box_width)), added in alike.items():
         down = _taps(height, rows, box_top, box_height)
         across = _taps(width, columns, box_left, box_width)
-        total[down[0], across[0]] += np.maximum(_interpolated(_interpolated(added, down).T, across).T, 0)
+        if down[1].size and across[1].size:
+            turned = _turned(_interpolated(added, down))  # rows are taken faster than columns
+            total[down[0], across[0]] += np.maximum(_turned(_interpolated(turned, across)), 0)
     strongest = float(total.max(initial=0))
     return total / strongest if strongest > 0 else total
 
@@ -116,10 +118,17 @@ def _taps(points: int, samples: int, start: float, extent: float) -> Taps:
     return reached, nearest, weights
 
 
+def _turned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(cv2.transpose(values), np.float32)
+
+
 def _interpolated(values: NDArray[np.float32], taps: Taps) -> NDArray[np.float32]:
     """The values along the first axis at the points inside."""
     _, nearest, weights = taps
-    total: NDArray[np.float32] = weights[0][:, None] * values[nearest[0]]
+    taken = values.take(nearest[0], axis=0)
+    total: NDArray[np.float32] = taken * weights[0][:, None]
     for index, weight in zip(nearest[1:], weights[1:], strict=True):
-        total += weight[:, None] * values[index]
+        values.take(index, axis=0, out=taken, mode="clip")  # clipped already, and so unbuffered
+        taken *= weight[:, None]
+        total += taken
     return total

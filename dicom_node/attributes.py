@@ -35,6 +35,10 @@ CONTENT_SEQUENCE = 0x0040A730
 PIXEL_DATA = 0x7FE00010
 _AS_THEY_ARE = frozenset({CONTENT_SEQUENCE, PIXEL_DATA})  # large; others look at them
 
+_CODE_VALUES = (0x00080100, 0x00080119, 0x00080120)  # Code Value, Long Code Value, URN Code Value
+_URN = _CODE_VALUES[2]
+_SCHEME, _CODE_MEANING = 0x00080102, 0x00080104
+
 # Conditional on the Value Type of each content item: `dicom_node.content_tree` knows. Of the root, these hold always.
 _CONTENT = "sr-document-content"
 _OF_THE_ROOT = ("ConceptNameCodeSequence", "ContentTemplateSequence")
@@ -162,10 +166,14 @@ def _title(key: str) -> str:
 def _check_level(elements: Elements, level: Level, cited: frozenset[str], path: Path) -> None:
     for attribute in level.required.values():
         _check_required(elements, attribute, path)
+    if _CODE_MEANING in level.required:
+        _check_code(elements, path)
     for tag, element in elements.items():
         if tag in _AS_THEY_ARE:
             continue
         if element.VR == "SQ":
+            if not element.value and tag not in level.required:  # of type 2, and else there would be a fault above
+                raise ResultError(f"{named(tag, path)} is empty")
             inner = level.items.get(tag, _NOTHING)
             for number, item in enumerate(element.value or (), 1):
                 _check_level(elements_of(item), inner, cited, (*path, (tag, number)))
@@ -174,6 +182,15 @@ def _check_level(elements: Elements, level: Level, cited: frozenset[str], path: 
 
 
 _NOTHING = Level()
+
+
+def _check_code(elements: Elements, path: Path) -> None:
+    """PS3.3 8.8: a code is in one of three attributes, and a Code Value needs its scheme."""
+    values = [tag for tag in _CODE_VALUES if tag in elements and not is_empty(elements[tag].value)]
+    if not values:
+        raise ResultError(f"{named(_CODE_VALUES[0], path)} is missing or empty (type 1C, Code Sequence Macro)")
+    if values[0] != _URN and (_SCHEME not in elements or is_empty(elements[_SCHEME].value)):
+        raise ResultError(f"{named(_SCHEME, path)} is missing or empty (type 1C, Code Sequence Macro)")
 
 
 def _check_required(elements: Elements, attribute: Required, path: Path) -> None:

@@ -20,6 +20,9 @@ Option = bool | int | float | str | tuple[int, ...] | tuple[str, ...]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Share, Share]
+_NO_CONTROL = r"^[^\x00-\x20\x7f-\x9f\\][^\x00-\x1f\x7f-\x9f\\]*$"
+ShortString = Annotated[str, Field(max_length=16, pattern=_NO_CONTROL)]  # PS3.5 6.2: SH
+LongString = Annotated[str, Field(max_length=64, pattern=_NO_CONTROL)]  # LO
 
 
 class _Part(BaseModel):
@@ -34,11 +37,11 @@ class _Part(BaseModel):
 
 
 class Code(_Part):
-    """A coded concept (PS3.3 8.8)."""
+    """A coded concept (PS3.3 8.8); a longer value would be a Long Code Value, which old readers miss."""
 
-    value: str
-    scheme: str
-    meaning: str
+    value: ShortString
+    scheme: ShortString
+    meaning: LongString
 
 
 class OperatingPoint(_Part):

@@ -143,10 +143,29 @@ def health(context: typer.Context, name: Annotated[str, typer.Argument(metavar="
 
 
 @app.command()
-def doctor(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def doctor(
+    context: typer.Context,
+    peer: Annotated[
+        str | None, typer.Argument(help="With --probe: this peer alone, a destination or not.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Print what each destination would get, sending nothing: exit status 1 without a report."
+        ),
+    ] = False,
+) -> None:
     """Examine settings, database, broker, archive, bundle, device, clock and peers: exit status 1 for a failure."""
     from dicom_node import doctor as examiner
+    from dicom_node import probe as prober
 
+    if probe:
+        if not prober.report(context.obj.settings, peer, as_json=as_json):
+            raise typer.Exit(1)
+        return
+    if peer is not None:
+        raise NodeError(f"doctor examines every peer; to ask {peer!r} alone what it accepts, say --probe")
     if not examiner.report(context.obj.settings, as_json=as_json, config=context.obj.config):
         raise typer.Exit(1)
 

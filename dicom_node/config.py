@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsError as PydanticSettingsError,
 )
 
+from dicom_node.bundle import Code
 from dicom_node.domain import NodeError
 
 PREFIX = "DICOM_NODE_"
@@ -39,6 +40,7 @@ AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
 ]
 Port = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, le=65535)]
+Codes = dict[str, Code]  # by the name of a target
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
@@ -96,6 +98,10 @@ class Settings(BaseSettings):
         Path("cxr-node/bundles"), description="Folder of further installed bundles, each in a folder of its own."
     )
     peers: tuple[Peer, ...] = Field((), description="One [[peers]] table per peer; see below.")
+    codes: dict[str, Code] = Field(
+        {},
+        description="The site's own code of a question in reports: one [codes.TARGET] table per question; see below.",
+    )
 
     accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")
     keep_declined: bool = Field(False, description="Keep the bytes of declined instances in the archive.")
@@ -242,7 +248,7 @@ def _secrets() -> dict[str, Any]:
             raise SettingsError(f"{variable}{_FILE} names {file}, which cannot be read: {told}") from error
         if not found[name]:
             raise SettingsError(f"{variable}{_FILE} names {file}, which is empty")
-        if get_origin(Settings.model_fields[name].annotation) is tuple:
+        if get_origin(Settings.model_fields[name].annotation) in (tuple, dict):
             try:
                 found[name] = json.loads(found[name])
             except ValueError as error:

@@ -28,7 +28,7 @@ _DEEPEST = 32
 _REFERENCED_SOP = 0x00081199
 _REFERENCED_CLASS, _REFERENCED_INSTANCE = 0x00081150, 0x00081155
 _CODE_VALUE, _SCHEME, _MEANING = 0x00080100, 0x00080102, 0x00080104
-_OTHER_CODE_VALUES = (0x00080119, 0x00080120)  # Long Code Value, URN Code Value; these may go without a scheme
+_LONG_CODE_VALUE, _URN_CODE_VALUE = 0x00080119, 0x00080120
 _RELATIONSHIP, _VALUE_TYPE, _NAME = 0x0040A010, 0x0040A040, 0x0040A043
 _CODE, _MEASURED, _CONTENT = 0x0040A168, 0x0040A300, CONTENT_SEQUENCE
 _UNITS, _NUMBER = 0x004008EA, 0x0040A30A
@@ -113,10 +113,11 @@ def _check_children(data: bytes, start: int, end: int, parent: bytes, where: tup
 
 def _check_item(data: bytes, start: int, end: int, parent: bytes, where: tuple[int, ...], seen: _Seen) -> None:
     relationship = kind = b""
-    tags = []
+    filled = set()
     below = None
     for tag, at, stop in elements(data, start, end):
-        tags.append(tag)
+        if at < stop or tag == _MEASURED:  # type 2: a measurement may have no value
+            filled.add(tag)
         if tag == _RELATIONSHIP:
             relationship = data[at:stop].strip()
         elif tag == _VALUE_TYPE:
@@ -131,7 +132,7 @@ def _check_item(data: bytes, start: int, end: int, parent: bytes, where: tuple[i
             below = (at, stop)
     if relationship not in _RELATIONSHIPS:
         _refuse(_RELATIONSHIP, "is none that is known" if relationship else "is missing", where)
-    if _BY_REFERENCE in tags:
+    if _BY_REFERENCE in filled:
         return
     if kind not in _VALUES:
         _refuse(_VALUE_TYPE, "is none that is known" if kind else "is missing", where)
@@ -139,11 +140,11 @@ def _check_item(data: bytes, start: int, end: int, parent: bytes, where: tuple[i
     if parent not in parents or kind not in children:
         joined = f"may not be {relationship.decode()} between {parent.decode()} and {kind.decode()}"
         _refuse(_RELATIONSHIP, joined, where)
-    if kind in _NAMED and _NAME not in tags:
-        _refuse(_NAME, "is missing", where)
+    if kind in _NAMED and _NAME not in filled:
+        _refuse(_NAME, "is missing or empty", where)
     for tag in _VALUES[kind]:
-        if tag not in tags:
-            _refuse(tag, f"is missing in a {kind.decode()}", where)
+        if tag not in filled:
+            _refuse(tag, f"is missing or empty in a {kind.decode()}", where)
     if below is not None:
         _check_children(data, *below, kind, where, seen)
 
@@ -167,9 +168,10 @@ def _check_code(encoded: bytes) -> None:
     if len(found) != 1:
         _refuse(_NAME, f"or another code sequence has {len(found)} items instead of one")
     code = _texts(encoded, *found[0])
-    if not any(code.get(tag) for tag in (_CODE_VALUE, *_OTHER_CODE_VALUES)):
+    named_by_scheme = code.get(_CODE_VALUE) or code.get(_LONG_CODE_VALUE)
+    if not (named_by_scheme or code.get(_URN_CODE_VALUE)):
         _refuse(_CODE_VALUE, "is missing or empty in a code")
-    if code.get(_CODE_VALUE) and not code.get(_SCHEME):
+    if named_by_scheme and not code.get(_SCHEME):
         _refuse(_SCHEME, "is missing or empty in a code")
     if not code.get(_MEANING):
         _refuse(_MEANING, "is missing or empty in a code")

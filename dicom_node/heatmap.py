@@ -6,12 +6,19 @@ what the source says.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
+from copy import deepcopy
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from dicom_node import uids
 from dicom_node.picture import draw_heatmap
@@ -26,9 +33,6 @@ from dicom_node.results import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    import numpy as np
     from numpy.typing import NDArray
 
     from dicom_node.bundle import Manifest
@@ -73,25 +77,73 @@ def build_heatmap(
         thresholds=thresholds(prediction),
         weights_sha256=weights_sha256(manifest),
         size=size,
+        answer=_digest(prediction),
     )
+    picture = draw_heatmap(pixels, prediction, manifest, size=size)
+    heatmap = deepcopy(_blank())
+    heatmap.SOPInstanceUID = heatmap.file_meta.MediaStorageSOPInstanceUID = instance_uid
+    heatmap.SeriesInstanceUID = uids.series_uid(instance_uid)
+    heatmap.Rows, heatmap.Columns = picture.shape[:2]
+    heatmap.PixelData = picture.tobytes() + b"\0" * (picture.size % 2)  # PS3.5 8.1.1: of even length
+    for happened in ("Series", "Content"):
+        heatmap.add_new(f"{happened}Date", "DA", local.strftime("%Y%m%d"))
+        heatmap.add_new(f"{happened}Time", "TM", local.strftime("%H%M%S"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # highdicom on names of one component, pydicom on leap seconds: both legal
-        heatmap = SCImage.from_ref_dataset(
-            source,
-            pixel_array=draw_heatmap(pixels, prediction, manifest, size=size),
+        warnings.simplefilter("ignore")  # pydicom on what is legal (leap seconds) or the source's own
+        seal(heatmap, source, when, equipment(prediction, manifest, when))
+        _describe(heatmap, source, prediction)
+    heatmap.add_new("DateOfSecondaryCapture", "DA", local.strftime("%Y%m%d"))
+    heatmap.add_new("TimeOfSecondaryCapture", "TM", local.strftime("%H%M%S"))
+    return heatmap
+
+
+@lru_cache(maxsize=1)
+def _blank() -> SCImage:
+    """A Secondary Capture of nobody by highdicom, whose look at its tables takes longer than a picture is drawn."""
+    nobody = Dataset()
+    nobody.StudyInstanceUID = "2.25.0"
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"):
+        setattr(nobody, keyword, "")
+    for keyword in ("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"):
+        setattr(nobody, keyword, "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # highdicom on names without components
+        blank = SCImage.from_ref_dataset(
+            nobody,
+            pixel_array=np.zeros((1, 1, 3), np.uint8),
             photometric_interpretation="RGB",
             bits_allocated=8,
             coordinate_system="PATIENT",
             patient_orientation=("L", "F"),  # highdicom wants one; ours follows
             series_number=SERIES_NUMBER,
             series_description=SERIES_DESCRIPTION,
-            **series_and_maker(instance_uid, local),
+            **series_and_maker(UID("2.25.0"), datetime(2000, 1, 1, tzinfo=UTC)),
         )
-        seal(heatmap, source, when, equipment(prediction, manifest, when))
-        _describe(heatmap, source, prediction)
-        heatmap.add_new("DateOfSecondaryCapture", "DA", local.strftime("%Y%m%d"))
-        heatmap.add_new("TimeOfSecondaryCapture", "TM", local.strftime("%H%M%S"))
-    return heatmap
+    del blank.ContributingEquipmentSequence
+    return blank
+
+
+def _digest(prediction: Prediction) -> str:
+    """One digest over whatever of the prediction is told or drawn; a prediction made again may differ in a digit."""
+    said = (
+        [
+            (result.target, float(result.probability), result.decision, result.operating_point)
+            for result in prediction.targets
+        ],
+        prediction.remarks,
+        sorted(prediction.members),
+        [
+            (
+                one.member,
+                one.name,
+                [float(side) for side in one.box],
+                one.pixels.shape,
+                hashlib.sha256(one.pixels.tobytes()).hexdigest(),
+            )
+            for one in prediction.maps
+        ],
+    )
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _describe(heatmap: Dataset, source: Dataset, prediction: Prediction) -> None:

@@ -164,7 +164,8 @@ def layout(rows: int, columns: int, prediction: Prediction, manifest: Manifest, 
     xray = (top + (area - height) // 2, left, height, width)
     bar = None
     if prediction.maps:
-        bar = (top + 3 * unit, left + width + unit, min(area - 4 * unit, 16 * unit), unit)
+        title = 2 * _step(_small(unit)) + unit
+        bar = (top + title, left + width + unit, min(area - title - unit, 16 * unit), unit)
         _scale(sheet, bar, unit)
     if grid.beside:
         panels = _place(sheet, grid, top, left + width + column + unit)
@@ -262,7 +263,7 @@ def _scale(sheet: _Sheet, bar: Box, unit: int) -> None:
     """What stands around the colour bar: its title, its frame, its numbers."""
     top, left, height, width = bar
     small = _small(unit)
-    sheet.write(_SCALE, small, QUIET, top - unit // 2 - 2 * _step(small), left)
+    sheet.write(_SCALE, small, QUIET, top - unit - 2 * _step(small), left)
     sheet.fill(top - 1, left - 1, height + 2, width + 2, QUIET)
     for value in (1.0, 0.5, 0.0):
         middle = round(top + (1 - value) * (height - 1))

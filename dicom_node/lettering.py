@@ -40,6 +40,8 @@ def wrapped(text: str, size: int, width: int, most: int | None = None) -> tuple[
     most
         Number of lines after which the text is cut.
     """
+    if text_width(text, size) <= width:
+        return (text,) if text else ()
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -60,6 +62,7 @@ def _cut(text: str, size: int, width: int) -> str:
     return f"{text[:kept]}{ELLIPSIS}"
 
 
+@lru_cache(maxsize=512)
 def text_width(text: str, size: int) -> int:
     """Width of a line of text, in pixels."""
     return ceil(_font(size).getlength(text))
@@ -75,11 +78,16 @@ def drawn(text: str, size: int, colour: Colour, background: Colour) -> NDArray[n
     """The line as pixels: RGB, uint8, `text_height` high and as wide as the text."""
     mask = Image.new("L", (text_width(text, size), text_height(size)))
     ImageDraw.Draw(mask).text((0, 0), text, 255, _font(size))
-    share = np.arange(256)[:, None] / 255
-    mixed = np.rint((1 - share) * np.array(background) + share * np.array(colour)).astype(np.uint8)
-    letters: NDArray[np.uint8] = mixed[np.asarray(mask)]
+    letters = _mixed(colour, background).take(np.asarray(mask), axis=0)
     letters.setflags(write=False)
     return letters
+
+
+@lru_cache(maxsize=32)
+def _mixed(colour: Colour, background: Colour) -> NDArray[np.uint8]:
+    """From background to colour in 256 steps."""
+    share = np.arange(256)[:, None] / 255
+    return np.rint((1 - share) * np.array(background) + share * np.array(colour)).astype(np.uint8)
 
 
 @lru_cache(maxsize=32)

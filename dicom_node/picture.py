@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
+_STRIP = 64  # rows
 OPACITY = 0.6  # of the overlay at full activation: the X-ray stays legible below
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -102,10 +103,13 @@ def _part(canvas: Bytes, box: Box) -> Bytes:
 
 
 def _blend(canvas: Bytes, box: Box, grey: Bytes, heat: Bytes) -> None:
-    """Draw the activation over the grey."""
-    both = cv2.merge((grey, heat)).view("<u2")[..., 0]
-    rgb = _BLENDS.take(both).view(np.uint8).reshape(*grey.shape, 4)
-    cv2.cvtColor(rgb, cv2.COLOR_RGBA2RGB, dst=_part(canvas, box))
+    """Draw the activation over the grey, a strip after the other, which stays in the processor's cache."""
+    part = _part(canvas, box)
+    for top in range(0, len(grey), _STRIP):
+        strip = slice(top, top + _STRIP)
+        both = cv2.merge((grey[strip], heat[strip])).view("<u2")[..., 0]
+        rgb = _BLENDS.take(both).view(np.uint8).reshape(*both.shape, 4)
+        cv2.cvtColor(rgb, cv2.COLOR_RGBA2RGB, dst=part[strip])
 
 
 def _outline(part: Bytes, fine: Bytes, heat: NDArray[np.float32], thickness: int) -> None:
@@ -124,7 +128,9 @@ def _panels(canvas: Bytes, plan: Layout, xray: Bytes, prediction: Prediction) ->
     """Each member's own map over the X-ray."""
     if not plan.panels:
         return
-    small = _resized(xray, plan.panels[0].box[2:], cv2.INTER_AREA)
+    height, width = plan.panels[0].box[2:]
+    # To twice the size first: the mean of whole cells takes a tenth of the time.
+    small = _resized(_resized(xray, (2 * height, 2 * width), cv2.INTER_LINEAR), (height, width), cv2.INTER_AREA)
     for panel in plan.panels:
         heat = mean_activation((prediction.maps[panel.of],), *small.shape)
         _blend(canvas, panel.box, small, _bytes(heat))

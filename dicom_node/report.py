@@ -149,7 +149,7 @@ def _questions(images: Sequence[Screened], manifest: Manifest, codes: Mapping[st
     for name in {result.target: None for image in images for result in image.prediction.targets}:
         code = codes.get(name) or find_target(manifest, name).code
         try:
-            found[name] = Code(code.value, code.scheme, long_string(code.meaning))
+            found[name] = Code(code.value, code.scheme, code.meaning)
         except ResultError as error:
             raise ResultError(f"code of {name}: {error}") from error
     return found

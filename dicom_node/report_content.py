@@ -148,7 +148,7 @@ def _question(result: TargetResult, image: Screened, manifest: Manifest, code: C
     """What the ensemble answers to one question (TID 1501)."""
     prediction, target = image.prediction, find_target(manifest, result.target)
     parameters = [
-        f"rule={_rule(target)}",
+        f"rule={combination_rule(target)}",
         f"operating_point={result.operating_point or prediction.operating_point}",
         f"threshold={float(result.threshold)!r}",
         *(f"weight {name}={weight!r}" for name, weight in sorted(target.weights.items())),
@@ -182,7 +182,7 @@ def explains(image: Screened) -> bool:
     return image.heatmap is not None and bool(image.prediction.maps)
 
 
-def _rule(target: Target) -> str:
+def combination_rule(target: Target) -> str:
     """How the members' outputs became the probability."""
     told = {
         "mean": "weighted mean of the members' calibrated logits",

@@ -45,6 +45,7 @@ def heatmap_uid(
     thresholds: Mapping[str, float],
     weights_sha256: str,
     size: int,
+    answer: str,
 ) -> UID:
     """SOP Instance UID of the heatmap of one source image.
 
@@ -56,6 +57,9 @@ def heatmap_uid(
         One digest over the weights of every member.
     size
         Longer side of the X-ray in the picture, in pixels.
+    answer
+        A digest of all else that the picture shows of the prediction, its maps among it: a live and a later screening
+        of one image may differ in a digit.
     """
     return derive_uid(
         "heatmap",
@@ -66,6 +70,7 @@ def heatmap_uid(
         _of_thresholds(thresholds),
         weights_sha256,
         str(size),
+        answer,
         __version__,
     )
 

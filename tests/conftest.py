@@ -66,7 +66,7 @@ def validators() -> Validate:
         lines = (found.stdout + found.stderr).splitlines()
         assert [line for line in lines if "Error" in line] == []
         assert _run("dcmdump", "-q", file).returncode == 0
-        if any(line.endswith("SR") for line in lines):  # the name of the IOD
+        if any(line.endswith(("SR", "KeyObjectSelectionDocument")) for line in lines):  # the name of the IOD
             dumped = _run("dsrdump", file)
             assert dumped.returncode == 0, dumped.stderr
             assert "E: " not in dumped.stderr

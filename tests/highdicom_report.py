@@ -21,7 +21,7 @@ from dicom_node.activation import strongest_region
 from dicom_node.codes import OUTPUTS, PRIVATE_SCHEME, PRIVATE_SCHEME_NAME, output_code
 from dicom_node.domain import MANUFACTURER, MODEL_NAME, Decision
 from dicom_node.report import SERIES_DESCRIPTION, SERIES_NUMBER
-from dicom_node.report_content import NOT_FOR_DIAGNOSIS, REGION, _rule
+from dicom_node.report_content import NOT_FOR_DIAGNOSIS, REGION, combination_rule
 from dicom_node.results import (
     equipment,
     equipment_item,
@@ -209,15 +209,13 @@ def _question(
     target = find_target(manifest, result.target)
     code = site_codes.get(result.target, target.code)
     parameters = [
-        f"rule={_rule(target)}",
+        f"rule={combination_rule(target)}",
         f"operating_point={result.operating_point or prediction.operating_point}",
         f"threshold={float(result.threshold)!r}",
         *(f"weight {name}={weight!r}" for name, weight in sorted(target.weights.items())),
     ]
     evaluations = [
-        sr.QualitativeEvaluation(
-            name=Code(code.value, code.scheme, long_string(code.meaning)), value=_ANSWERS[result.decision]
-        )
+        sr.QualitativeEvaluation(name=Code(code.value, code.scheme, code.meaning), value=_ANSWERS[result.decision])
     ]
     if target.code.value == codes.SCT.Abnormal.value:
         evaluations.append(sr.QualitativeEvaluation(name=codes.DCM.Normality, value=_NORMALITIES[result.decision]))

@@ -139,10 +139,10 @@ def results(
     return heatmap, build_report([image], made_by, node_ae_title=node_ae_title, sop_class=sop_class)
 
 
-def image_of(number: int, **overrides: Any) -> Dataset:
+def image_of(number: int, pixels: NDArray[np.uint16] | None = None, **overrides: Any) -> Dataset:
     """The header of image `number` of one study, each in a series of its own."""
     uid = f"{ROOT}.1.{number}"
-    return stored(chest_dataset(**{"SeriesInstanceUID": uid, "SOPInstanceUID": f"{uid}.1"} | overrides))
+    return stored(chest_dataset(pixels, **{"SeriesInstanceUID": uid, "SOPInstanceUID": f"{uid}.1"} | overrides))
 
 
 def screened(

@@ -27,6 +27,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
+    KeyObjectSelectionDocumentStorage,
     SecondaryCaptureImageStorage,
 )
 from pynetdicom import AE, evt
@@ -35,11 +36,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at impo
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     EnhancedSRStorage,
+    StorageCommitmentPushModel,
     StudyRootQueryRetrieveInformationModelFind,
     Verification,
 )
 
 from dicom_node.archive import sync_folder
+from dicom_node.demo import commitment
 from dicom_node.domain import NodeError
 from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.process import dying_with_this_process
@@ -78,6 +81,7 @@ STORAGE_CLASSES = (
     EnhancedSRStorage,
     ComprehensiveSRStorage,
     Comprehensive3DSRStorage,
+    KeyObjectSelectionDocumentStorage,
 )
 UNIQUE_KEYS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
 UID_PATTERN = re.compile(r"[0-9.]{1,64}")
@@ -106,7 +110,7 @@ def free_port() -> int:
 def open_pacs(folder: Path, *, ae_title: str = AE_TITLE, peers: Sequence[Peer] = ()) -> OrthancPacs | SmallPacs:
     """The best PACS that this machine has, not started yet; `folder` keeps its instances and is made when missing."""
     if find_orthanc() is None:
-        return SmallPacs(folder, ae_title=ae_title)
+        return SmallPacs(folder, ae_title=ae_title, peers=peers)
     return OrthancPacs(folder, ae_title=ae_title, peers=peers)
 
 
@@ -262,18 +266,22 @@ class OrthancPacs:
 class SmallPacs:
     """An archive of our own, as threads of this process, listening on the loopback.
 
-    It answers C-ECHO, C-STORE of X-rays, Secondary Captures and reports, and Study Root C-FIND at STUDY, SERIES and
-    IMAGE level. The files are the truth: the index of their headers is made anew at each start. Whoever sends an
-    instance a second time gets Success, and the first one is kept.
+    It answers C-ECHO, C-STORE of X-rays, Secondary Captures, reports and key objects, Study Root C-FIND at STUDY,
+    SERIES and IMAGE level, and storage commitment, on which it reports to the address of the peer that asked, or
+    over the association at hand. The files are the truth: the index of their headers is made anew at each start.
+    Whoever sends an instance a second time gets Success, and the first one is kept.
     """
 
     name = "small PACS"
     host = LOOPBACK
 
-    def __init__(self, folder: Path, *, ae_title: str = AE_TITLE, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, ae_title: str = AE_TITLE, port: int | None = None, peers: Sequence[Peer] = ()
+    ) -> None:
         self.folder = folder.absolute()
         self.ae_title = ae_title
         self.port = port or free_port()
+        self._peers = {peer.ae_title: peer for peer in peers}
         self._server: ThreadedAssociationServer | None = None
         self._headers: dict[str, Dataset] = {}
         self._lock = threading.Lock()
@@ -294,9 +302,14 @@ class SmallPacs:
         ae.maximum_pdu_size = MAX_PDU
         ae.add_supported_context(Verification)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        ae.add_supported_context(StorageCommitmentPushModel)
         for storage_class in STORAGE_CLASSES:
             ae.add_supported_context(storage_class, list(TRANSFER_SYNTAXES))
-        handlers: list[Any] = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_FIND, self._find)]
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_C_FIND, self._find),
+            (evt.EVT_N_ACTION, self._commit),
+        ]
         try:
             self._server = ae.start_server((self.host, self.port), block=False, evt_handlers=handlers)
         except OSError as error:
@@ -348,6 +361,15 @@ class SmallPacs:
                 temporary.unlink(missing_ok=True)
             self._headers[uid] = header
         return SUCCESS
+
+    def _commit(self, event: Event) -> tuple[int, None]:
+        """N-ACTION (PS3.4 J.3.2): Success, and the report follows."""
+        with self._lock:
+            held = {uid: str(header.get("SOPClassUID", "")) for uid, header in self._headers.items()}
+        report = commitment.report_on(event.action_information, held)
+        asking = self._peers.get(str(event.assoc.requestor.ae_title).strip())
+        commitment.send_later(report, self.ae_title, asking, event.assoc)
+        return SUCCESS, None
 
     def _find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
         """C-FIND (PS3.4 C.4.1): one answer for each study, series or instance that matches."""

@@ -6,13 +6,13 @@ import errno
 import socket
 from typing import TYPE_CHECKING
 
-from pydicom.uid import UID, Comprehensive3DSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from dicom_node.association import AssociationError, Fault
 from dicom_node.doctor.finding import failure, ok, warning
 from dicom_node.domain import DeliveryError
-from dicom_node.pacs import Pacs
+from dicom_node.pacs import REPORT_CLASSES, Pacs
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from dicom_node.config import Peer, Settings
     from dicom_node.doctor.finding import Finding
 
-RESULT_CLASSES = {Comprehensive3DSRStorage: "reports", SecondaryCaptureImageStorage: "heatmaps"}
-_MOST_ANSWER_S = 5.0
+# By what a destination gets, the SOP classes of which it needs one.
+RESULT_CLASSES = {"reports": REPORT_CLASSES, "heatmaps": (str(SecondaryCaptureImageStorage),)}
+MOST_ANSWER_S = 5.0
 _MOST_CONNECT_S = 2.0
 # PS3.8 table 9-21: source 1 is the peer's application.
 _CALLING_NOT_RECOGNISED, _CALLED_NOT_RECOGNISED = (1, 3), (1, 7)
@@ -70,30 +71,33 @@ def peer(settings: Settings, which: Peer) -> Iterator[Finding]:
     """Whether a peer answers C-ECHO and, as a destination, accepts what the node makes."""
     check = f"peer {which.name}"
     where = f"{which.ae_title} at {which.host}:{which.port}"
-    pacs = Pacs(which, ae_title=settings.ae_title, timeout_s=min(settings.network_timeout_s, _MOST_ANSWER_S))
+    pacs = Pacs(which, ae_title=settings.ae_title, timeout_s=min(settings.network_timeout_s, MOST_ANSWER_S))
+    wanted = RESULT_CLASSES if which.destination else {}
     try:
-        answer = pacs.echo([str(sop_class) for sop_class in RESULT_CLASSES] if which.destination else [])
+        answer = pacs.echo([sop_class for sop_classes in wanted.values() for sop_class in sop_classes])
     except AssociationError as error:
-        yield _not_answering(check, where, which, error, settings.ae_title)
+        yield not_answering(which, error, settings.ae_title)
         return
     except DeliveryError as error:
         yield failure(check, str(error), "see the peer's log")
         return
     if Verification not in answer.accepted:
         yield warning(check, f"{where} accepts no Verification (C-ECHO)", "allow C-ECHO there")
-    refused = [sop_class for sop_class in RESULT_CLASSES if which.destination and sop_class not in answer.accepted]
-    for sop_class in refused:
+    refused = [what for what, sop_classes in wanted.items() if not answer.accepted.keys() & set(sop_classes)]
+    for what in refused:
         yield warning(
             check,
-            f"{where} does not accept {UID(sop_class).name}: it gets no {RESULT_CLASSES[sop_class]}",
-            f"let it accept SOP class {sop_class} from {settings.ae_title}",
+            f"{where} does not accept {' or '.join(UID(uid).name for uid in wanted[what])}: it gets no {what}",
+            f"let it accept SOP class {wanted[what][0]} from {settings.ae_title}",
         )
     if Verification in answer.accepted and not refused:
-        accepts = " and accepts " + " and ".join(RESULT_CLASSES.values()) if which.destination else ""
+        accepts = " and accepts " + " and ".join(RESULT_CLASSES) if which.destination else ""
         yield ok(check, f"{where} answers C-ECHO{accepts}")
 
 
-def _not_answering(check: str, where: str, which: Peer, error: AssociationError, ae_title: str) -> Finding:
+def not_answering(which: Peer, error: AssociationError, ae_title: str) -> Finding:
+    """Why there is no association with the peer, and what to do about it."""
+    check, where = f"peer {which.name}", f"{which.ae_title} at {which.host}:{which.port}"
     match error.fault:
         case Fault.UNRESOLVED:
             return failure(

@@ -26,7 +26,7 @@ from dicom_node.association import AssociationError
 from dicom_node.commitment import CommitmentReport, FailureReason
 from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
-from dicom_node.demo.pacs import OrthancPacs, free_port
+from dicom_node.demo.pacs import OrthancPacs, SmallPacs, free_port
 from dicom_node.domain import DeliveryError
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
@@ -106,7 +106,7 @@ def pacs_of(peer, timeout_s=10.0, ae_title=NODE):
     return Pacs(peer, ae_title=ae_title, timeout_s=timeout_s)
 
 
-# --- Orthanc
+# --- Orthanc, and the demo's small PACS where it is not installed
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +123,27 @@ def orthanc(orthanc_program, tmp_path_factory, node_port):
 
 
 @pytest.fixture
+def small(tmp_path, node_port):
+    node = Peer(name="node", ae_title=NODE, host="127.0.0.1", port=node_port)
+    with SmallPacs(tmp_path / "small", peers=[node]) as pacs:
+        yield Peer(name="pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
+
+
+@pytest.fixture(params=["orthanc", "small"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
 def hearing(tmp_path, node_port):
     with Hearing(tmp_path, node_port) as found:
         yield found
 
 
-def test_orthanc_reports_what_it_holds_on_an_association_of_its_own(orthanc, hearing, archived):
+def test_a_pacs_reports_what_it_holds_on_an_association_of_its_own(either, hearing, archived):
     ds, path = archived
     transaction, unknown, of_another_class = generate_uid(), generate_uid(), (ComprehensiveSRStorage, ds.SOPInstanceUID)
-    with pacs_of(orthanc).store([SECONDARY_CAPTURE]) as sender:
+    with pacs_of(either).store([SECONDARY_CAPTURE]) as sender:
         assert sender.can_commit
         assert sender.can_query
         assert sender.send(path) == 0
@@ -148,16 +160,33 @@ def test_orthanc_reports_what_it_holds_on_an_association_of_its_own(orthanc, hea
     assert second.failed == {ds.SOPInstanceUID: FailureReason.CLASS_INSTANCE_CONFLICT}
 
 
-def test_orthanc_gives_back_what_it_holds_and_nothing_else(orthanc, archived):
+def test_a_pacs_gives_back_what_it_holds_and_nothing_else(either, archived):
     ds, path = archived
     held = reference(ds)
-    with pacs_of(orthanc).store([SECONDARY_CAPTURE]) as sender:
+    with pacs_of(either).store([SECONDARY_CAPTURE]) as sender:
         assert not sender.read_back(held)
         sender.send(path)
         assert sender.read_back(held)
         elsewhere = generate_uid()
         assert not sender.read_back(Reference(elsewhere, held.series_instance_uid, *pair(ds)))
         assert not sender.read_back(Reference(held.study_instance_uid, elsewhere, *pair(ds)))
+
+
+def test_the_small_pacs_reports_to_a_caller_without_an_address_on_the_same_association(small, archived):
+    ds, path = archived
+    heard, done = [], threading.Event()
+
+    def known(told):
+        heard.append(told.committed)
+        done.set()
+        return True
+
+    stranger = pacs_of(small, ae_title="STRANGER")
+    with stranger.store([SECONDARY_CAPTURE], on_commitment=known) as sender:
+        sender.send(path)
+        sender.request_commitment(generate_uid(), [pair(ds)])
+        assert done.wait(5)
+    assert heard == [(ds.SOPInstanceUID,)]
 
 
 def test_an_orthanc_that_does_not_know_the_node_aborts_and_keeps_what_it_got(orthanc, archived):

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, dsutils
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy import select
 
 from dicom_node.admission import COMPANION_SOP_CLASSES
@@ -342,3 +343,13 @@ def test_identity_is_in_the_ledger_for_the_worklist(scp):
     send(scp, phantom_dataset(0))
     (row,) = scp.rows(InstanceRow)
     assert row.patient_name.startswith("PHANTOM")
+
+
+def test_no_storage_commitment_report_is_accepted_where_nobody_keeps_it(scp):
+    entity = AE(ae_title="PACS")
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(StorageCommitmentPushModel)
+    association = entity.associate("127.0.0.1", scp.settings.port)
+    accepted = [context.abstract_syntax for context in association.accepted_contexts]
+    association.release()
+    assert accepted == [Verification]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import highdicom as hd
@@ -13,11 +14,24 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
+from dicom_node import bundle
+from dicom_node.domain import Decision, TargetResult
 from dicom_node.normalise import TYPE_2
-from dicom_node.report import SOP_CLASSES
-from dicom_node.results import encode
+from dicom_node.report import SOP_CLASSES, build_report
+from dicom_node.results import Reference, encode
 from tests.factories import chest_dataset, chest_pixels, code
-from tests.result_factories import manifest, prediction, read_result, results, stored, target, two_results
+from tests.result_factories import (
+    WHEN,
+    image_of,
+    manifest,
+    prediction,
+    read_result,
+    results,
+    screened,
+    stored,
+    target,
+    two_results,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +133,33 @@ def test_reports_are_valid_and_read_back(source: Dataset, sop_class: Any, valida
     answer = prediction()
     assert read["answers"] == {"840539006": {"flagged": True, "probability": 0.8125, "threshold": 0.5}}
     assert read["outputs"] == answer.members
+
+
+@pytest.mark.parametrize("sop_class", SOP_CLASSES, ids=lambda uid: uid.name)
+def test_reports_on_two_images_are_valid_and_read_back(
+    source: Dataset, sop_class: Any, validators: Validate, tmp_path: Path
+) -> None:
+    other = image_of(2, SOPClassUID=DigitalXRayImageStorageForPresentation, Modality="DX")
+    both = manifest(targets=(target(), target("abnormal")))
+    undecided = (
+        TargetResult("covid", 0.55, 0.5, Decision.INDETERMINATE),
+        TargetResult("abnormal", 0.2, 0.5, Decision.NOT_FLAGGED),
+    )
+    answer = prediction(targets=undecided, remarks=("turned:90",))
+    earlier = Reference("1.2.3", "1.2.3.4", sop_class, "1.2.3.5")
+    report = build_report(
+        [screened(source, answer), screened(other, answer, WHEN + timedelta(seconds=1))],
+        both,
+        node_ae_title="CXRSCREEN",
+        sop_class=sop_class,
+        predecessors=[earlier],
+        codes={"covid": bundle.Code(value="COV", scheme="99SITE", meaning="Our code")},
+    )
+    file = write(report, tmp_path)
+    validators(file)
+    content = hd.sr.srread(file).content
+    assert len(content.get_image_measurement_groups()) == 8
+    assert len(content.get_planar_roi_measurement_groups()) == 2
 
 
 def test_results_are_filed_with_the_source(source: Dataset, tmp_path: Path) -> None:

@@ -17,6 +17,13 @@ host = "10.0.0.2"
 port = 104
 """
 
+CODE = """
+[codes.covid19]
+value = "840539006"
+scheme = "SCT"
+meaning = "COVID-19"
+"""
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_around(monkeypatch):
@@ -56,6 +63,19 @@ def test_peers_can_come_from_a_variable(monkeypatch):
     assert load().peers[0].name == "a"
 
 
+def test_codes_of_questions_come_from_the_file_a_variable_or_a_file_of_it(tmp_path, monkeypatch):
+    assert load().codes == {}
+    path = written(tmp_path, CODE)
+    assert load(path).codes["covid19"].value == "840539006"
+    other = '{"covid19": {"value": "COV", "scheme": "99SITE", "meaning": "COVID"}}'
+    monkeypatch.setenv("DICOM_NODE_CODES", other)
+    assert load(path).codes["covid19"].scheme == "99SITE"
+    monkeypatch.delenv("DICOM_NODE_CODES")
+    (tmp_path / "codes.json").write_text(other)
+    monkeypatch.setenv("DICOM_NODE_CODES_FILE", str(tmp_path / "codes.json"))
+    assert load().codes["covid19"].meaning == "COVID"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -72,6 +92,12 @@ def test_peers_can_come_from_a_variable(monkeypatch):
         ("lease_s = inf\n", "wrong setting lease_s"),
         ("lease_s = 1e12\n", "wrong setting lease_s"),
         ('device = "tpu"\n', "wrong setting device"),
+        ('[codes.covid19]\nvalue = "1"\nscheme = "SCT"\n', "wrong setting codes.covid19.meaning"),
+        (CODE.replace("840539006", "882784691000119100"), "wrong setting codes.covid19.value"),
+        (CODE.replace("SCT", "99" + "X" * 15), "wrong setting codes.covid19.scheme"),
+        (CODE.replace("COVID-19", "x" * 65), "wrong setting codes.covid19.meaning"),
+        (CODE.replace("COVID-19", "a\\\\b"), "wrong setting codes.covid19.meaning"),
+        (CODE.replace("SCT", ""), "wrong setting codes.covid19.scheme"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(tmp_path, text, told):

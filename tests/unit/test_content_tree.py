@@ -168,8 +168,9 @@ RULES = {
         put(1, "RelationshipType", value="HAS CONCEPT MOD"),
         r"may not be HAS CONCEPT MOD between CONTAINER and CONTAINER",
     ),
-    "name": (without(0, N), r"\(0040,A043\) Concept Name Code Sequence is missing \(content item 1\.1\)"),
-    "empty name": (put(0, N, value=[]), r"\(0040,A043\).* has 0 items instead of one"),
+    "name": (without(0, N), r"\(0040,A043\) Concept Name Code Sequence is missing or empty \(content item 1\.1\)"),
+    "empty name": (put(0, N, value=[]), r"\(0040,A043\).* is missing or empty \(content item 1\.1\)"),
+    "empty text": (put(0, "TextValue", value=""), r"\(0040,A160\) Text Value is missing or empty in a TEXT"),
     "two names": (put(0, N, value=[code("1", "L"), code("2", "L")]), r"\(0040,A043\).* has 2 items instead of one"),
     "code value": (without(0, N, 0, "CodeValue"), r"\(0008,0100\) Code Value is missing or empty"),
     "scheme": (put(0, N, 0, "CodingSchemeDesignator", value=""), r"\(0008,0102\).* is missing or empty"),
@@ -178,9 +179,9 @@ RULES = {
         lambda items: items[0].ConceptNameCodeSequence[0].add_new("CodeValue", "UT", "c" * 17),
         r"\(0008,0100\) Code Value has more than 16 characters",
     ),
-    "text": (without(0, "TextValue"), r"\(0040,A160\) Text Value is missing in a TEXT \(content item 1\.1\)"),
-    "continuity": (without(1, "ContinuityOfContent"), r"\(0040,A050\).* is missing in a CONTAINER"),
-    "measured": (without(*NUM, "MeasuredValueSequence"), r"\(0040,A300\).* is missing in a NUM"),
+    "text": (without(0, "TextValue"), r"\(0040,A160\) Text Value is missing or empty in a TEXT \(content item 1\.1\)"),
+    "continuity": (without(1, "ContinuityOfContent"), r"\(0040,A050\).* is missing or empty in a CONTAINER"),
+    "measured": (without(*NUM, "MeasuredValueSequence"), r"\(0040,A300\).* is missing or empty in a NUM"),
     "number": (without(*MEASURED, "NumericValue"), r"\(0040,A30A\) Numeric Value is missing or empty"),
     "unit": (without(*MEASURED, U), r"\(0040,08EA\).* is missing or empty"),
     "unit's meaning": (without(*MEASURED, U, 0, "CodeMeaning"), r"\(0008,0104\) Code Meaning is missing or empty"),
@@ -190,10 +191,14 @@ RULES = {
         ),
         r"\(0040,A30A\) Numeric Value is no legal DS .*\(content item 1\.2\.1\)",
     ),
-    "graphic": (without(*NUM, C, 0, "GraphicData"), r"\(0070,0022\) Graphic Data is missing in a SCOORD"),
-    "graphic type": (without(*NUM, C, 0, "GraphicType"), r"\(0070,0023\) Graphic Type is missing in a SCOORD"),
-    "image": (without(1, C, 1, "ReferencedSOPSequence"), r"\(0008,1199\).* is missing in a IMAGE"),
-    "no image": (put(1, C, 1, "ReferencedSOPSequence", value=[]), r"\(0008,1199\).* has 0 items instead of one"),
+    "graphic": (without(*NUM, C, 0, "GraphicData"), r"\(0070,0022\) Graphic Data is missing or empty in a SCOORD"),
+    "graphic type": (without(*NUM, C, 0, "GraphicType"), r"\(0070,0023\) Graphic Type is missing or empty in a SCOORD"),
+    "image": (without(1, C, 1, "ReferencedSOPSequence"), r"\(0008,1199\).* is missing or empty in a IMAGE"),
+    "no image": (put(1, C, 1, "ReferencedSOPSequence", value=[]), r"\(0008,1199\).* is missing or empty in a IMAGE"),
+    "two images": (
+        put(1, C, 1, "ReferencedSOPSequence", value=[reference(), reference("1.2.3.5")]),
+        r"\(0008,1199\).* has 2 items instead of one",
+    ),
     "instance": (without(*CITED, "ReferencedSOPInstanceUID"), r"\(0008,1155\).* is missing or empty in a reference"),
     "class": (put(*CITED, "ReferencedSOPClassUID", value=""), r"\(0008,1150\).* is missing or empty in a reference"),
     "no children": (put(1, C, value=[]), r"\(0040,A730\) Content Sequence is empty \(content item 1\.2\)"),
@@ -223,6 +228,12 @@ def test_an_item_by_reference_needs_no_value_type() -> None:
     by_reference.RelationshipType, by_reference.ReferencedContentItemIdentifier = "INFERRED FROM", [1, 1]
     items = tree()
     items[1].ContentSequence[0].ContentSequence = [by_reference]
+    read_references(encoded(items))
+
+
+def test_a_measurement_may_have_no_value() -> None:
+    items = tree()
+    items[1].ContentSequence[0].MeasuredValueSequence = []
     read_references(encoded(items))
 
 

@@ -21,7 +21,7 @@ DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 def shown(value):
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if isinstance(value, tuple) or value == "":
+    if isinstance(value, (tuple, dict)) or value == "":
         return ""
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
 

@@ -17,6 +17,7 @@ from dicom_node.demo.pacs import free_port
 from dicom_node.doctor import machine, network
 from dicom_node.doctor.finding import Level, failure_of, ok
 from dicom_node.domain import BundleError
+from dicom_node.report import SOP_CLASSES
 from tests.conftest import missing
 from tests.ensemble_factories import write_ensemble
 from tests.factories import chest_dataset
@@ -259,7 +260,8 @@ def test_a_peer_that_is_reached_from_elsewhere_alone_may_be_this_containers_faul
 
 def test_it_asks_for_the_classes_that_the_node_makes():
     heatmap, told = results(chest_dataset())
-    assert {told.SOPClassUID, heatmap.SOPClassUID} == set(network.RESULT_CLASSES)
+    assert {"reports": tuple(SOP_CLASSES), "heatmaps": (heatmap.SOPClassUID,)} == network.RESULT_CLASSES
+    assert told.SOPClassUID == network.RESULT_CLASSES["reports"][0]
 
 
 def test_it_loads_no_torch():

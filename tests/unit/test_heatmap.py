@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+from highdicom.sc import SCImage
 
 from dicom_node.domain import Decision, TargetResult
-from dicom_node.results import ResultError, encode
-from tests.factories import chest_dataset
-from tests.result_factories import manifest, member, prediction, results, stored
+from dicom_node.heatmap import build_heatmap
+from dicom_node.normalise import normalise
+from dicom_node.picture import draw_heatmap
+from dicom_node.results import ResultError, encode, equipment, local_time, seal, series_and_maker
+from tests.factories import chest_dataset, chest_pixels
+from tests.result_factories import WHEN, manifest, member, prediction, results, spot, stored, xray
 
 
 def test_nothing_of_the_patient_is_drawn() -> None:
@@ -60,6 +66,8 @@ def test_the_same_arguments_give_the_same_bytes() -> None:
 def test_what_changes_the_picture_changes_its_uid() -> None:
     source = stored(chest_dataset())
     low = (TargetResult("covid", 0.8125, 0.25, Decision.FLAGGED),)
+    unsure = (TargetResult("covid", 0.8125, 0.5, Decision.INDETERMINATE),)
+    by_the_site = (TargetResult("covid", 0.8125, 0.5, Decision.FLAGGED, operating_point="site"),)
     retrained = manifest(members=(member("zhang", "c"), member("basu", "b")))
     made = [
         results(source)[0],
@@ -68,6 +76,13 @@ def test_what_changes_the_picture_changes_its_uid() -> None:
         results(source, prediction(targets=low))[0],
         results(source, prediction(release="2"), manifest(release="2"))[0],
         results(source, made_by=retrained)[0],
+        results(source, prediction(0.8126))[0],
+        results(source, prediction(targets=unsure))[0],
+        results(source, prediction(targets=by_the_site))[0],
+        results(source, prediction(remarks=("polarity_mended",)))[0],
+        results(source, prediction(maps=(spot(),)))[0],
+        results(source, prediction(maps=(spot(), spot(member="basu", centre=(0.6, 0.41)))))[0],
+        results(source, prediction(maps=(spot(), spot(member="basu", centre=(0.6, 0.4), box=(0, 0, 1, 0.9)))))[0],
         results(stored(chest_dataset(SOPInstanceUID="1.2.3.4")))[0],
     ]
     assert len({sc.SOPInstanceUID for sc in made}) == len(made)
@@ -89,3 +104,46 @@ def test_what_changes_the_picture_changes_its_uid() -> None:
 def test_a_prediction_that_does_not_fit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ResultError):
         results(stored(chest_dataset()), prediction(**wrong))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 80), (80, 96), (96, 81)])
+def test_the_object_is_what_highdicom_builds_of_the_same_picture(rows: int, columns: int) -> None:
+    source, _ = normalise(stored(chest_dataset(chest_pixels(rows, columns), TimezoneOffsetFromUTC="+0100")))
+    answer, made_by = prediction(), manifest()
+    found = build_heatmap(source, xray(rows, columns), answer, made_by, when=WHEN, size=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = SCImage.from_ref_dataset(
+            source,
+            pixel_array=draw_heatmap(xray(rows, columns), answer, made_by, size=300),
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            patient_orientation=("L", "F"),
+            series_number=9001,
+            series_description="AI heatmap - RESEARCH, NOT FOR DIAGNOSTIC USE",
+            **series_and_maker(found.SOPInstanceUID, local_time(source, WHEN)),
+        )
+        seal(expected, source, WHEN, equipment(answer, made_by, WHEN))
+    ours = {
+        "ImageType", "ConversionType", "BodyPartExamined", "RecognizableVisualFeatures", "LossyImageCompression",
+        "DerivationDescription", "DerivationCodeSequence", "SourceImageSequence", "ReferencedSeriesSequence",
+        "DateOfSecondaryCapture", "TimeOfSecondaryCapture",
+    }  # fmt: skip
+    assert {element.keyword for element in found} == {element.keyword for element in expected} | ours
+    for element in expected:
+        if element.keyword not in ours | {"PixelData"}:
+            assert str(found[element.tag].value) == str(element.value), element.keyword
+            assert found[element.tag].VR == element.VR, element.keyword
+    assert found.PixelData.removesuffix(b"\0") == expected.PixelData.removesuffix(b"\0")
+    assert len(found.PixelData) % 2 == 0
+    assert stored(found).file_meta == stored(expected).file_meta
+
+
+def test_one_heatmap_has_nothing_of_the_one_before() -> None:
+    one, _ = results(stored(chest_dataset(PatientName="A^A", OtherPatientIDs="2", BurnedInAnnotation="YES")))
+    two, _ = results(stored(chest_dataset(PatientName="B^B", SOPInstanceUID="1.2.3.4")))
+    assert (str(one.PatientName), str(two.PatientName)) == ("A^A", "B^B")
+    assert "OtherPatientIDs" not in two
+    assert "BurnedInAnnotation" not in two
+    assert one.file_meta.MediaStorageSOPInstanceUID == one.SOPInstanceUID != two.SOPInstanceUID

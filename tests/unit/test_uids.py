@@ -17,6 +17,7 @@ HEATMAP = {
     "thresholds": {"covid": 0.5},
     "weights_sha256": "aa",
     "size": 1024,
+    "answer": "bb",
 }
 IMAGE = ReportedImage("1.2.3", "1.2.4", {"covid": "balanced"}, {"covid": 0.5})
 REPORT = {

@@ -198,6 +198,17 @@ BOTH = {
         inside("ContributingEquipmentSequence", "PurposeOfReferenceCodeSequence", do=changed(CodeMeaning=None)),
         r"\(0018,A001\)\[1\] > \(0040,A170\)\[1\] > \(0008,0104\) Code Meaning is missing",
     ),
+    "no code": (
+        inside("ContributingEquipmentSequence", "PurposeOfReferenceCodeSequence", do=changed(CodeValue=None)),
+        r"\(0018,A001\)\[1\] > \(0040,A170\)\[1\] > \(0008,0100\) Code Value is missing or empty \(type 1C",
+    ),
+    "no scheme": (
+        inside(
+            "ContributingEquipmentSequence", "PurposeOfReferenceCodeSequence", do=changed(CodingSchemeDesignator="")
+        ),
+        r"\(0018,A001\)\[1\] > \(0040,A170\)\[1\] > \(0008,0102\).* is missing or empty \(type 1C",
+    ),
+    "no items": (changed(ContributingEquipmentSequence=[]), r"\(0018,A001\) Contributing Equipment Sequence is empty"),
     "illegal in item": (
         inside("ContributingEquipmentSequence", do=raw("ManufacturerModelName", "LO", b"m" * 65)),
         r"\(0018,A001\)\[1\] > \(0008,1090\).* is no legal LO",
