@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import shutil
-from pathlib import Path
 
-from dicom_node.bundle import find_bundle
 from tests.result_factories import manifest, member
 
 
@@ -25,11 +22,3 @@ def write_bundle(folder, content=None, **changed):
     made = manifest(members=(member("zhang", weights=(part,)), member("basu", weights=(part,))), **changed)
     (folder / "manifest.json").write_text(json.dumps(made.model_dump(mode="json")))
     return made
-
-
-def release_of_starter(folder, release):
-    """The shipped bundle with its real weights, as another release, in `folder`."""
-    shutil.copytree(find_bundle("starter"), folder, ignore=shutil.ignore_patterns("*.csv"))
-    file = Path(folder) / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"release": release}))
-    return folder

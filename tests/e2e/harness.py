@@ -47,6 +47,8 @@ def alive(pid):
 class Node:
     """`dicom-node up` in a folder of its own."""
 
+    bundle = "starter"  # of a node that is given none; in a test, a small one
+
     def __init__(self, folder, *peers, **settings):
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,7 @@ class Node:
             "database_url": f"sqlite:///{folder / 'ledger.sqlite'}",
             "archive_dir": str(self.archive),
             "health_dir": str(folder / "health"),
+            "bundle": self.bundle,
             **settings,
         }
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

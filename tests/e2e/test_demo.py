@@ -35,7 +35,9 @@ def test_the_demo_shows_every_result_in_orthanc(orthanc_program, tmp_path):
 
 
 @pytest.fixture
-def no_orthanc(monkeypatch):
+def no_orthanc(monkeypatch, small_bundle):
+    """A machine without Orthanc; `Settings()` names the small bundle."""
+    monkeypatch.setenv("DICOM_NODE_BUNDLE", str(small_bundle))
     monkeypatch.setattr(pacs, "find_orthanc", lambda: None)
 
 

@@ -12,10 +12,10 @@ from sqlalchemy import select, text, update
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
 from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, TransitionRow
-from tests.bundle_factories import release_of_starter
 from tests.e2e.conftest import SHORT
 from tests.e2e.harness import Node, Service, dcmsend, destination, results, wait_until
 from tests.e2e.kills import KILLS, series
+from tests.ensemble_factories import write_ensemble
 from tests.servers import PostgresServer, RedisServer
 
 pytestmark = pytest.mark.usefixtures("dcmtk")
@@ -255,10 +255,10 @@ def test_two_nodes_with_one_ae_title_and_different_databases_are_kept_apart(
 
 
 def test_a_worker_without_the_ledgers_release_is_refused_by_name(service, tmp_path):
-    other = release_of_starter(tmp_path / "other", "9.9.9")
+    other = write_ensemble(tmp_path / "other", release="9.9.9")
     service.run("bundle", "use", check=True, env=os.environ | {"DICOM_NODE_BUNDLE": str(other)})
     assert service.ledger.active_manifest().release == "9.9.9"
-    told = refused(service, "worker", r"starter 9\.9\.9, which is not among the installed bundles")
+    told = refused(service, "worker", r"random 9\.9\.9, which is not among the installed bundles")
     assert "dicom-node bundle use" in told
 
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torchvision.models import get_model
 
-from training.models.classifier import LAST_LAYER
+from training.models.classifier import LAST_LAYER, torchvision_model
 from training.models.efficientnet_lite import SIZES, imagenet_state
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def starting_weights(weights: str, network: Network) -> None:
             return
         try:
             # The whole model, as torchvision renames some tensors of its files.
-            state = get_model(name, weights=_IMAGENET, progress=False).state_dict()
+            state = torchvision_model(name, weights=_IMAGENET, progress=False).state_dict()
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"ImageNet weights of {name} cannot be had ({error}); set weights to pretraining or to a file"

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
 
 from training.models.efficientnet_lite import SIZES, EfficientNetLite
 from training.models.network import Network
@@ -72,7 +71,7 @@ class Classifier(Network):
         self.backbone: Any = (
             EfficientNetLite(backbone, len(classes))
             if backbone in SIZES
-            else models.get_model(backbone, weights=None, num_classes=len(classes))
+            else torchvision_model(backbone, num_classes=len(classes))
         )
 
     def embed(self, x: Tensor) -> dict[str, Tensor]:
@@ -121,6 +120,18 @@ class Classifier(Network):
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Take over all weights but those of the last layer."""
         load_matching(self.backbone, self.backbone_state().keys(), state, self.backbone_name)
+
+
+def torchvision_model(name: str, **options: Any) -> nn.Module:
+    """The network that torchvision has under that name, by default with random weights.
+
+    Imported only here: torchvision loads torch's compiler, which costs each start of a worker two seconds, and the
+    networks that are shipped need neither.
+    """
+    from torchvision import models
+
+    network: nn.Module = models.get_model(name, **{"weights": None} | options)
+    return network
 
 
 def load_matching(module: nn.Module, names: Iterable[str], state: Mapping[str, Tensor], what: str) -> None:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18
 
-from training.models.classifier import load_matching
+from training.models.classifier import load_matching, torchvision_model
 from training.models.efficientnet_lite import Stages
 from training.models.explain import grad_cam
 from training.models.network import Network
@@ -120,7 +119,7 @@ class Zhang2020(Network):
 
 def _resnet18() -> tuple[nn.Module, int]:
     """All stages, and the channels of the last."""
-    backbone = resnet18(weights=None)
+    backbone = torchvision_model("resnet18")
     del backbone.avgpool, backbone.fc
     trunk = nn.Sequential()
     for name, stage in backbone.named_children():
