@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 32
 _COMMITMENTS = 2  # requests for a commitment before the peer is asked by a query
-_MOST_PROOFS = 5
+_MOST_PROOFS = 4
 # PS3.4 J.3.3: a peer may report on the association on which it was asked, if that is still there.
 _LINGER_S = 0.3
 _LOOK_S = 0.02

@@ -123,7 +123,7 @@ class Reporter:
             node_ae_title=self._settings.ae_title,
             sop_class=sop_class_uid,
             predecessors=[predecessor.object_in(sop_class_uid) for predecessor in draft.predecessors],
-            codes=None,
+            codes=self._settings.codes,
         )
         return self._children.submit(build, self._archive, images, draft.manifest_json)
 

@@ -236,7 +236,7 @@ def _write(answer: _Answer, ensemble: Ensemble, settings: Settings, out: Path) -
             header, picture, answer.prediction, manifest_json, now, heatmap_size=settings.heatmap_size
         )
         image = StudyImage(answer.path, answer.prediction, now, heatmap.sop_class_uid, heatmap.sop_instance_uid)
-        report = build_study_report([image], manifest_json, node_ae_title=settings.ae_title, codes=None)
+        report = build_study_report([image], manifest_json, node_ae_title=settings.ae_title, codes=settings.codes)
         for one in (heatmap, report):
             (out / f"{stem}.{one.kind}.dcm").write_bytes(one.content)
     except NodeError as error:

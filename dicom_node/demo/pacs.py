@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http
 import http.client
 import json
 import os
@@ -166,11 +167,7 @@ class OrthancPacs:
             "DicomAlwaysAllowEcho": True,
             "DicomAlwaysAllowStore": True,
             "DicomCheckModalityHost": True,
-            "DicomModalities": {
-                # Orthanc compares the caller's address with this text.
-                peer.name: [peer.ae_title, socket.gethostbyname(peer.host), peer.port]
-                for peer in self._peers
-            },
+            "DicomModalities": {peer.name: _modality(peer) for peer in self._peers},
             "DefaultEncoding": "Utf8",  # C-FIND answers lose letters in the default, Latin1
             "MaximumPduLength": MAX_PDU,
             "OverwriteInstances": False,
@@ -179,6 +176,19 @@ class OrthancPacs:
             "RemoteAccessAllowed": False,  # 401 to anybody but the loopback
         }
         return ours | self._extra
+
+    def introduce(self, peer: Peer) -> None:
+        """One more peer may query and retrieve, and is reported to: at once where Orthanc runs, and when it starts."""
+        self._peers = (*(known for known in self._peers if known.name != peer.name), peer)
+        if self._process is None:
+            return
+        connection = http.client.HTTPConnection(self.host, self.http_port, timeout=5)
+        try:
+            connection.request("PUT", f"/modalities/{peer.name}", json.dumps(_modality(peer)))
+            if connection.getresponse().status != http.HTTPStatus.OK:
+                raise PacsError(f"Orthanc does not take the peer {peer.name}")
+        finally:
+            connection.close()
 
     def start(self) -> Self:
         """Orthanc runs and answers C-ECHO; it dies with this process, so start it from a thread that stays.
@@ -261,6 +271,11 @@ class OrthancPacs:
     def _end_of_log(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         return "\n  ".join([f"End of {self.log}:", *lines])
+
+
+def _modality(peer: Peer) -> list[str | int]:
+    """A peer as Orthanc wants it: it compares a caller's address with this text."""
+    return [peer.ae_title, socket.gethostbyname(peer.host), peer.port]
 
 
 class SmallPacs:

@@ -42,6 +42,7 @@ _START_TIMEOUT_S = 120.0
 _PATIENCE_S = 60.0
 _PATIENCE_PER_IMAGE_S = 15.0
 _POLL_S = 0.05
+_QUIET_S = 1.0  # each image of the demo is a study of its own
 
 
 class DemoError(NodeError):
@@ -78,14 +79,13 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
     except OSError as error:
         raise DemoError(f"{folder} cannot be made: {error.strerror}; set --folder") from error
     asking = Peer(name="demo", ae_title=_SENDER, host=_LOOPBACK, port=free_port())
-    with open_pacs(folder / "pacs", peers=[asking]) as pacs:
+    node = Peer(name="node", ae_title=settings.ae_title, host=_LOOPBACK, port=free_port())
+    with open_pacs(folder / "pacs", peers=[asking, node]) as pacs:
         peer = Peer(name="demo-pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
-        port = free_port()
-        config = _write_config(settings, peer, port, folder)
+        config = _write_config(settings, peer, node.port, folder)
         console.print(f"PACS: {pacs.name}, {pacs.ae_title} on {pacs.host}:{pacs.port}")
         with _running_node(config, folder / "node.log"):
-            console.print(f"node: {settings.ae_title} on {_LOOPBACK}:{port}, log in {folder / 'node.log'}")
-            node = Peer(name="node", ae_title=settings.ae_title, host=_LOOPBACK, port=port)
+            console.print(f"node: {node.ae_title} on {node.host}:{node.port}, log in {folder / 'node.log'}")
             database = Database(_database_url(folder))
             sent = _send(node, sources, folder / "sent", console)
             summaries = _wait(sent, Ledger(database), Pacs(peer, ae_title=_SENDER, timeout_s=30.0), console)
@@ -128,6 +128,7 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
         "bundle": settings.bundle,
         "bundles_dir": str(settings.bundles_dir),
         "device": settings.device,
+        "study_quiet_s": _QUIET_S,
     }
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
     text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.model_dump().items())

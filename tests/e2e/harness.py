@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import redis
 from pydicom import dcmread
 
-from dicom_node.config import load
+from dicom_node.config import Peer, load
 from dicom_node.database import Database
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.ledger import Ledger
@@ -64,7 +64,7 @@ class Node:
             **settings,
         }
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-        for peer in peers:
+        for peer in introduced(peers, self.port):
             text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.items())
         self.config = folder / "node.toml"
         self.config.write_text(text)
@@ -255,7 +255,19 @@ def destination(pacs, **changed):
         "host": pacs.host,
         "port": pacs.port,
         "destination": True,
+        "pacs": pacs,
     } | changed
+
+
+_numbers = itertools.count()
+
+
+def introduced(peers, port):
+    """The peers as settings; each Orthanc among them knows the node from now on, to which it reports."""
+    for peer in peers:
+        if isinstance(pacs := peer.get("pacs"), OrthancPacs):
+            pacs.introduce(Peer(name=f"node{next(_numbers)}", ae_title="CXRSCREEN", host="127.0.0.1", port=port))
+    return [{key: value for key, value in peer.items() if key != "pacs"} for peer in peers]
 
 
 def dcmsend(port, *paths, called="CXRSCREEN"):
