@@ -69,8 +69,17 @@ def sequence(tag: int, items: Iterable[bytes]) -> bytes:
 
 def raw_sequence(tag: int, items: Iterable[bytes]) -> RawDataElement:
     """A sequence to stand in a Dataset, which decodes it when it is first read, and writes it as it is until then."""
-    value = _items(items)
-    return RawDataElement(BaseTag(tag), "SQ", len(value), value, 0, False, True)
+    return _raw(tag, "SQ", _items(items))
+
+
+def raw_text(tag: int, vr: str, value: str) -> RawDataElement:
+    """A text, number string or UID to stand in a Dataset likewise."""
+    encoded = value.encode()
+    return _raw(tag, vr, encoded + (b"\0" if vr == "UI" else b" ") if len(encoded) & 1 else encoded)
+
+
+def _raw(tag: int, vr: str, value: bytes) -> RawDataElement:
+    return RawDataElement(BaseTag(tag), vr, len(value), value, 0, False, True)
 
 
 def _items(items: Iterable[bytes]) -> bytes:

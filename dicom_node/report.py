@@ -1,8 +1,8 @@
 """The report: one TID 1500 Structured Report per study, release and purpose.
 
-`dicom_node.report_content` says what stands in it. Sequences are encoded here and stand in the Dataset as raw elements:
-pydicom writes them as they are, and decodes one when somebody looks at it. A report is always explicit VR little
-endian; for a peer that takes Implicit VR alone it is read and encoded again.
+`dicom_node.report_content` says what stands in it. What is not copied from the source is encoded here and stands in the
+Dataset as raw elements: pydicom writes them as they are, and decodes one when somebody looks at it. A report is always
+explicit VR little endian; for a peer that takes Implicit VR alone it is read and encoded again.
 
 The same tree is legal in Comprehensive 3D, Comprehensive and Enhanced SR.
 """
@@ -28,7 +28,7 @@ from dicom_node import __version__, uids
 from dicom_node import codes as c
 from dicom_node.content import CONCEPT_NAME, CONTENT_SEQUENCE, Code, encode_item, reference, template
 from dicom_node.domain import MANUFACTURER, MODEL_NAME
-from dicom_node.explicit_vr import check_cited, raw_sequence, sequence, text, uid
+from dicom_node.explicit_vr import check_cited, raw_sequence, raw_text, sequence, text, uid
 from dicom_node.normalise import CHARACTER_SET, PATIENT_AND_STUDY
 from dicom_node.report_content import explains, report_items
 from dicom_node.results import (
@@ -101,22 +101,25 @@ def build_report(
     newest = max(ordered, key=lambda image: (image.predicted_at, image.source.SOPInstanceUID)).source
     when = max(image.predicted_at for image in ordered)
     earlier = sorted(predecessors, key=lambda one: one.sop_instance_uid)
-    report = _frame(newest, when, _uid(ordered, manifest, questions, node_ae_title, sop_class, earlier), sop_class)
-    report.StationName = long_string(node_ae_title)[:16]
+    instance_uid = _uid(ordered, manifest, questions, node_ae_title, sop_class, earlier)
     items = report_items(ordered, manifest, questions, node_ae_title)
-    for tag, content in (
-        (0x00080110, [_PRIVATE_SCHEME]),
-        (0x00081111, []),  # Referenced Performed Procedure Step Sequence, type 2
-        (0x0018A001, _equipment(ordered, manifest, node_ae_title, when)),
-        (CONCEPT_NAME, [c.REPORT.encoded]),
-        (0x0040A372, [c.COMPUTER_AIDED_DIAGNOSIS.encoded]),
-        (0x0040A375, _hierarchy(_evidence(ordered))),
-        (0x0040A504, [template("1500")]),
-        (CONTENT_SEQUENCE, map(encode_item, items)),
+    report = _frame(newest, instance_uid, sop_class)
+    local = local_time(newest, when)
+    date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
+    for element in (
+        *_CONSTANT,
+        *(raw_text(tag, "DA", date) for tag in (0x00080012, 0x00080021, 0x00080023)),  # instance, series, content
+        *(raw_text(tag, "TM", time) for tag in (0x00080013, 0x00080031, 0x00080033)),
+        raw_text(0x00080016, "UI", sop_class),
+        raw_text(0x00080018, "UI", instance_uid),
+        raw_text(0x0020000E, "UI", uids.series_uid(instance_uid)),
+        raw_text(0x00081010, "SH", long_string(node_ae_title)[:16]),
+        raw_sequence(0x0018A001, _equipment(ordered, manifest, node_ae_title, when)),
+        raw_sequence(0x0040A375, _hierarchy(_evidence(ordered))),
+        raw_sequence(CONTENT_SEQUENCE, map(encode_item, items)),
+        *([raw_sequence(0x0040A360, _hierarchy(earlier))] if earlier else []),
     ):
-        report[tag] = raw_sequence(tag, content)
-    if earlier:
-        report[0x0040A360] = raw_sequence(0x0040A360, _hierarchy(earlier))
+        report[element.tag] = element
     return report
 
 
@@ -187,40 +190,13 @@ def _uid(
     )
 
 
-def _frame(source: Dataset, when: datetime, instance_uid: UID, sop_class: UID) -> Dataset:
-    """All elements but the sequences: patient and study of the source, and what is the same in every report."""
-    local = local_time(source, when)
-    date, time = local.strftime("%Y%m%d"), local.strftime("%H%M%S")
+def _frame(source: Dataset, instance_uid: UID, sop_class: UID) -> Dataset:
+    """A Dataset with the source's patient and study that writes raw elements as they are."""
     report = Dataset()
     report.SpecificCharacterSet = CHARACTER_SET
     for keyword in (*PATIENT_AND_STUDY, "TimezoneOffsetFromUTC"):
         if keyword in source:
             report.add(_copied(source[keyword]))
-    for keyword, vr, value in (
-        ("InstanceCreationDate", "DA", date),
-        ("InstanceCreationTime", "TM", time),
-        ("SOPClassUID", "UI", sop_class),
-        ("SOPInstanceUID", "UI", instance_uid),
-        ("SeriesDate", "DA", date),
-        ("ContentDate", "DA", date),
-        ("SeriesTime", "TM", time),
-        ("ContentTime", "TM", time),
-        ("Modality", "CS", "SR"),
-        ("Manufacturer", "LO", MANUFACTURER),
-        ("SeriesDescription", "LO", SERIES_DESCRIPTION),
-        ("ManufacturerModelName", "LO", MODEL_NAME),
-        ("SoftwareVersions", "LO", __version__),
-        ("ContentQualification", "CS", "RESEARCH"),
-        ("SeriesInstanceUID", "UI", uids.series_uid(instance_uid)),
-        ("SeriesNumber", "IS", SERIES_NUMBER),
-        ("InstanceNumber", "IS", 1),
-        ("ValueType", "CS", "CONTAINER"),
-        ("ContinuityOfContent", "CS", "CONTINUOUS"),
-        ("CompletionFlag", "CS", "COMPLETE"),
-        ("VerificationFlag", "CS", "UNVERIFIED"),
-        ("PreliminaryFlag", "CS", "PRELIMINARY"),
-    ):
-        report.add_new(keyword, vr, value)
     # What raw elements are encoded in; pydicom would decode and encode each of them were it not said to be the same.
     report.set_original_encoding(False, True, convert_encodings(CHARACTER_SET))
     report.preamble = b"\0" * 128
@@ -311,4 +287,25 @@ _PRIVATE_SCHEME = (
     text(0x00080102, "SH", c.PRIVATE_SCHEME)
     + text(0x00080115, "ST", c.PRIVATE_SCHEME_NAME)
     + text(0x00080116, "ST", MANUFACTURER)
+)
+# What every report says alike.
+_CONSTANT = (
+    raw_text(0x00080060, "CS", "SR"),
+    raw_text(0x00080070, "LO", MANUFACTURER),
+    raw_sequence(0x00080110, [_PRIVATE_SCHEME]),
+    raw_text(0x0008103E, "LO", SERIES_DESCRIPTION),
+    raw_text(0x00081090, "LO", MODEL_NAME),
+    raw_sequence(0x00081111, []),  # Referenced Performed Procedure Step Sequence, type 2
+    raw_text(0x00181020, "LO", __version__),
+    raw_text(0x00189004, "CS", "RESEARCH"),  # Content Qualification
+    raw_text(0x00200011, "IS", str(SERIES_NUMBER)),
+    raw_text(0x00200013, "IS", "1"),
+    raw_text(0x0040A040, "CS", "CONTAINER"),
+    raw_sequence(CONCEPT_NAME, [c.REPORT.encoded]),
+    raw_text(0x0040A050, "CS", "CONTINUOUS"),
+    raw_sequence(0x0040A372, [c.COMPUTER_AIDED_DIAGNOSIS.encoded]),
+    raw_text(0x0040A491, "CS", "COMPLETE"),
+    raw_text(0x0040A493, "CS", "UNVERIFIED"),
+    raw_text(0x0040A496, "CS", "PRELIMINARY"),
+    raw_sequence(0x0040A504, [template("1500")]),
 )

@@ -9,7 +9,7 @@ from pydicom import dcmread
 from sqlalchemy import select
 
 from dicom_node.bundle import find_bundle, read_manifest
-from dicom_node.report import output_code
+from dicom_node.codes import output_code
 from dicom_node.tables import InstanceRow, MemberOutputRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
 from tests.e2e.harness import (
     COMPREHENSIVE_3D_SR,
@@ -62,7 +62,7 @@ def read_report(path):
     content = highdicom.sr.srread(path).content
     found = {"numbers": {}, "answers": {}}
     for group in content.get_image_measurement_groups():
-        subject = group.tracking_identifier
+        subject = group.tracking_identifier.partition(", image ")[0]
         for measurement in group.get_measurements():
             found["numbers"][subject, measurement.name.meaning] = float(measurement.value)
         for evaluation in group.get_qualitative_evaluations():

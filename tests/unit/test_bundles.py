@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from dicom_node.bundle import find_bundle, read_manifest
+from dicom_node.bundle import Code, find_bundle, read_manifest
 from dicom_node.bundles import difference, find, find_release, installed
 from dicom_node.config import Settings
 from dicom_node.domain import BundleError
@@ -136,3 +137,15 @@ def test_a_folder_that_may_not_be_entered_is_a_fault_of_its_own(settings, tmp_pa
     monkeypatch.setattr(Path, "read_bytes", refused)
     fault = next(one.fault for one in installed(settings) if one.folder.name == "closed")
     assert "Permission denied" in fault
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"value": "882784691000119100"}, {"value": ""}, {"scheme": "x" * 17}, {"meaning": "x" * 65}, {"meaning": "a\\b"}],
+    ids=str,
+)
+def test_a_code_that_no_report_could_hold_is_no_code_of_a_question(changed):
+    legal = {"value": "840539006", "scheme": "SCT", "meaning": "COVID-19"}
+    Code.model_validate(legal)
+    with pytest.raises(ValidationError, match=next(iter(changed))):
+        Code.model_validate(legal | changed)
