@@ -87,7 +87,8 @@ def drawn(text: str, size: int, colour: Colour, background: Colour) -> NDArray[n
 def _mixed(colour: Colour, background: Colour) -> NDArray[np.uint8]:
     """From background to colour in 256 steps."""
     share = np.arange(256)[:, None] / 255
-    return np.rint((1 - share) * np.array(background) + share * np.array(colour)).astype(np.uint8)
+    mixed: NDArray[np.uint8] = np.rint((1 - share) * np.array(background) + share * np.array(colour)).astype(np.uint8)
+    return mixed
 
 
 @lru_cache(maxsize=32)

@@ -28,7 +28,7 @@ def square(image: NDArray[np.float32], side: int, resolution: int = 0) -> NDArra
 
 
 def shrunk(image: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
-    """The image with at most `longest` pixels on its longer side, as `dicom_node.heatmap` would shrink it."""
+    """The image with at most `longest` pixels on its longer side, as `dicom_node.picture` would shrink it."""
     rows, columns = image.shape
     longer = max(rows, columns)
     if longer <= longest:
