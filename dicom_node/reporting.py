@@ -99,16 +99,16 @@ class Reporter:
             if fault is None:
                 continue
             log.warning("screening %d: no report: %s", source.screening_id, fault)
-            if isinstance(fault, DecoderError) or not fault.permanent:
-                self._reports.put_off(
-                    source.screening_id,
-                    fault,
-                    pause_s=self._settings.retry_base_s,
-                    counted=isinstance(fault, DecoderError) and fault.permanent,
-                    max_failures=min(_MOST_CHILDREN, self._settings.max_attempts),
-                )
-            else:
+            if fault.permanent:
                 self._reports.fail(source.screening_id, fault)
+                continue
+            self._reports.put_off(
+                source.screening_id,
+                fault,
+                pause_s=self._settings.retry_base_s,
+                counted=isinstance(fault, DecoderError),
+                max_failures=min(_MOST_CHILDREN, self._settings.max_attempts),
+            )
 
     def _begin(
         self, draft: Draft, sources: Sequence[Source], sop_class_uid: str = next(iter(SOP_CLASSES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 
 from dicom_node.bundle import parse_manifest
 from dicom_node.database import Database
@@ -51,7 +51,7 @@ def rescreen(settings: Settings, study_instance_uid: str) -> int:
                     InstanceRow.path.is_not(None),
                     ScreeningRow.purpose == Purpose.LIVE,
                     ScreeningRow.replaced_by.is_(None),
-                    ScreeningRow.attempt > 0,  # what its header kept from being screened has none
+                    or_(ScreeningRow.state != State.DECLINED, ScreeningRow.attempt > 0),  # not by its header
                 )
                 .order_by(ScreeningRow.id)
                 .with_for_update(of=ScreeningRow)

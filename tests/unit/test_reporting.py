@@ -1,0 +1,329 @@
+"""Reports of studies from the ledger and the archive, built by real children."""
+
+import os
+import signal
+
+import pytest
+from pydicom.uid import ComprehensiveSRStorage
+from sqlalchemy import delete, select, update
+
+from dicom_node.config import Peer, Settings
+from dicom_node.database import Database
+from dicom_node.decoding import decoders
+from dicom_node.domain import NodeError
+from dicom_node.products import StudyImage, build_study_report
+from dicom_node.releases import Releases
+from dicom_node.rescreening import RescreeningError, rescreen
+from dicom_node.retraction import retract
+from dicom_node.retractions import RetractionError
+from dicom_node.tables import DeliveryRow, ObjectRow, ReportRow, ReportSourceRow, ScreeningRow
+from tests.result_factories import manifest
+from tests.study_factories import STUDY, Desk
+
+PACS = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104, destination=True)
+
+
+@pytest.fixture(scope="module")
+def children():
+    with decoders(Settings(), 1) as found:
+        yield found
+
+
+@pytest.fixture
+def desk(tmp_path, children):
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.upgrade()
+    yield Desk(tmp_path, database, children, peers=(PACS,))
+    database.close()
+
+
+def rows(desk, model, **of):
+    with desk.database.read() as session:
+        return session.scalars(select(model).filter_by(**of).order_by(model.id)).all()
+
+
+def reports(desk):
+    return [desk.read(row.path) for row in rows(desk, ObjectRow, kind="report")]
+
+
+def cited(report):
+    """SOP Instance UIDs of the images and heatmaps that the report cites as evidence."""
+    return {
+        instance.ReferencedSOPInstanceUID
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def predecessors(report):
+    return {
+        instance.ReferencedSOPInstanceUID
+        for study in report.get("PredecessorDocumentsSequence", [])
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def test_two_images_give_two_heatmaps_and_one_report_that_cites_all_four(desk):
+    images = {desk.take(number) for number in (1, 2)}
+    desk.screen()
+    desk.screen(0.25)
+    assert desk.reporter.issue_due() == 1
+    assert desk.reporter.issue_due() == 0
+    (report,) = reports(desk)
+    heatmaps = {row.sop_instance_uid for row in rows(desk, ObjectRow, kind="heatmap")}
+    assert len(heatmaps) == 2
+    assert cited(report) == images | heatmaps
+    assert report.StudyInstanceUID == STUDY
+    assert [row.destination for row in rows(desk, DeliveryRow)] == ["pacs"] * 3
+
+
+def test_a_late_image_gives_a_report_that_names_the_one_it_replaces(desk):
+    for number in (1, 2):
+        desk.take(number)
+        desk.screen()
+        desk.reporter.issue_due()
+    first, second = reports(desk)
+    assert predecessors(first) == set()
+    assert predecessors(second) == {first.SOPInstanceUID}
+    assert cited(first) < cited(second)
+    assert [row.replaced_by for row in rows(desk, ReportRow)] == [2, None]
+
+
+def test_two_processes_make_the_same_bytes_of_the_same_stored_prediction(desk, tmp_path):
+    """The maps, the heatmap and the report of one prediction, by another process with an archive of its own."""
+    desk.take(1)
+    claim = desk.screen()
+    desk.reporter.issue_due()
+    draft = desk.reports.draft_of(1)
+    (source,) = draft.sources
+    image = StudyImage(
+        desk.archive.locate(source.path),
+        desk.reporter._image(source).prediction,
+        source.stored.predicted_at,
+        source.heatmap_sop_class_uid,
+        source.heatmap_sop_instance_uid,
+    )
+    again = build_study_report([image], claim.manifest_json, node_ae_title=desk.settings.ae_title)
+    (row,) = rows(desk, ObjectRow, kind="report")
+    assert desk.archive.locate(row.path).read_bytes() == again.content
+    (before,) = rows(desk, ObjectRow, kind="heatmap")
+    desk.archive.locate(before.path).unlink()
+    with desk.database.write() as session:  # as if the first worker had died before it could say that it was done
+        session.execute(update(ScreeningRow).values(state="predicted", report_id=None))
+        for gone in (DeliveryRow, ReportSourceRow):
+            session.execute(delete(gone))
+        session.execute(delete(ObjectRow).where(ObjectRow.kind.in_(["report", "heatmap"])))
+        session.execute(delete(ReportRow))
+    desk.draw(desk.claims.claim("another worker", 60))
+    (after,) = rows(desk, ObjectRow, kind="heatmap")
+    assert (after.sop_instance_uid, after.sha256) == (before.sop_instance_uid, before.sha256)
+
+
+def test_a_form_of_another_class_is_a_report_of_its_own_on_the_same(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    parcel = desk.outbox.claim("deliverer", 9, 60)[-1]
+    made = desk.reporter.in_form(parcel.report_id, ComprehensiveSRStorage, parcel.delivery_id)
+    first, other = reports(desk)
+    assert other.SOPClassUID == made.sop_class_uid == ComprehensiveSRStorage
+    assert other.SOPInstanceUID == made.sop_instance_uid != first.SOPInstanceUID
+    assert cited(other) == cited(first)
+    assert other.ContentSequence == first.ContentSequence
+    again = desk.reporter.in_form(parcel.report_id, ComprehensiveSRStorage, parcel.delivery_id)
+    assert again == made
+    assert len(reports(desk)) == 2
+
+
+def test_an_image_of_which_nothing_can_be_told_fails_by_name_and_the_others_are_told_of(desk):
+    desk.take(1)
+    desk.screen()
+    desk.take(2)
+    desk.screen()
+    with desk.database.write() as session:  # a heatmap that cannot be cited
+        session.execute(
+            update(ObjectRow)
+            .where(ObjectRow.screening_id == 2, ObjectRow.kind == "heatmap")
+            .values(sop_instance_uid="no uid")
+        )
+    while desk.reporter.issue_due():
+        pass
+    states = [(row.state, row.reason) for row in rows(desk, ScreeningRow)]
+    assert states == [("reported", None), ("failed", "result")]
+    (report,) = reports(desk)
+    assert f"{STUDY}.2.1" not in cited(report)
+
+
+def test_an_image_that_the_archive_lost_fails_and_the_others_are_told_of(desk):
+    desk.take(1)
+    desk.screen()
+    desk.take(2, pixels=None, InstanceNumber=7)
+    claim = desk.screen()
+    desk.archive.locate(claim.path).unlink()
+    while desk.reporter.issue_due():
+        pass
+    assert [(row.state, row.reason) for row in rows(desk, ScreeningRow)] == [
+        ("reported", None),
+        ("failed", "archive_missing"),
+    ]
+    assert len(reports(desk)) == 1
+
+
+def test_a_child_that_is_killed_once_is_chance(desk, monkeypatch):
+    desk.take(1)
+    desk.screen()
+    with monkeypatch.context() as patched:
+        patched.setattr("dicom_node.reporting.store_study_report", _die)
+        assert desk.reporter.issue_due() == 1
+    (row,) = rows(desk, ScreeningRow)
+    assert (row.state, row.failures) == ("reported", 1)
+    while not reports(desk):
+        desk.reporter.issue_due()
+    assert rows(desk, ScreeningRow)[0].state == "reported"
+
+
+def test_a_child_that_dies_twice_fails_the_image_by_name(desk, monkeypatch):
+    desk.take(1)
+    desk.screen()
+    monkeypatch.setattr("dicom_node.reporting.store_study_report", _die)
+    while rows(desk, ScreeningRow)[0].state == "reported":
+        desk.reporter.issue_due()
+    assert rows(desk, ScreeningRow)[0].reason == "decoder_died"
+
+
+def _die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_only_flagged_and_only_reports_go_where_the_rules_say(tmp_path, children):
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.upgrade()
+    flagged = PACS.model_copy(update={"name": "flagged", "only_flagged": True})
+    plain = PACS.model_copy(update={"name": "plain", "objects": ("report",)})
+    desk = Desk(tmp_path, database, children, peers=(flagged, plain))
+    for number, probability in enumerate((0.25, 0.75), 1):
+        desk.take(number)
+        desk.screen(probability)
+    desk.reporter.issue_due()
+    kinds = {row.id: row.kind for row in rows(desk, ObjectRow)}
+    going = sorted((row.destination, kinds[row.object_id]) for row in rows(desk, DeliveryRow))
+    assert going == [("flagged", "heatmap"), ("flagged", "report"), ("plain", "report")]
+    database.close()
+
+
+def send_all(desk):
+    for parcel in desk.outbox.claim("deliverer", 99, 60):
+        desk.outbox.sent(parcel, 0)
+        desk.outbox.proven(parcel, "read_back")
+
+
+def test_a_newer_release_supersedes(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    assert rescreen(desk.settings, STUDY) == 0  # the same would be said
+    desk.ledger.activate_release(manifest(release="2024.2"))
+    assert rescreen(desk.settings, STUDY) == 1
+    assert rescreen(desk.settings, STUDY) == 0  # it waits already
+    counts = desk.ledger.counts()
+    assert (counts["received"], counts["waiting"], counts["delivered"]) == (1, 1, 0)
+    desk.screen()
+    desk.reporter.issue_due()
+    first, second = reports(desk)
+    assert predecessors(second) == {first.SOPInstanceUID}
+    heatmaps = rows(desk, ObjectRow, kind="heatmap")
+    assert len({row.sop_instance_uid for row in heatmaps}) == 2
+    assert [row.replaced_by for row in rows(desk, ReportRow)] == [2, None]
+    send_all(desk)
+    assert desk.ledger.counts()["delivered"] == 1
+
+
+def test_another_threshold_of_the_site_supersedes_too(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    Releases(desk.database).set_threshold(manifest(), "covid", 0.9, set_by="Dr", basis="ours")
+    assert rescreen(desk.settings, STUDY) == 1
+    desk.screen(threshold=0.9)
+    desk.reporter.issue_due()
+    first, second = reports(desk)
+    assert predecessors(second) == {first.SOPInstanceUID}
+    assert [row.round for row in rows(desk, ScreeningRow)] == [1, 2]
+
+
+def test_a_study_that_nobody_screened_cannot_be_screened_anew(desk):
+    with pytest.raises(RescreeningError, match=r"no image of study 1\.2\.3"):
+        rescreen(desk.settings, "1.2.3")
+
+
+def take_back(desk, reason="quality"):
+    return retract(desk.settings, STUDY, reason, comment="a wrong answer", asked_by="Dr")
+
+
+def test_a_retraction_names_exactly_our_objects_and_goes_to_where_they_are(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    assert take_back(desk, "safety") == (2, ("pacs",))
+    (row,) = rows(desk, ObjectRow, kind="note")
+    note = desk.read(row.path)
+    ours = {one.sop_instance_uid for one in rows(desk, ObjectRow) if one.kind in ("heatmap", "report")}
+    named = {
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in note.ContentSequence
+        if item.ValueType in ("IMAGE", "COMPOSITE")
+    }
+    assert named == ours
+    assert cited(note) == ours
+    assert note.ConceptNameCodeSequence[0].CodeValue == "113037"
+    parcels = desk.outbox.claim("deliverer", 9, 60)
+    assert [parcel.sop_instance_uid for parcel in parcels] == [note.SOPInstanceUID]
+    assert parcels[0].study_instance_uid == STUDY
+    send_all(desk)
+    with pytest.raises(RetractionError, match="nothing was made, or all is back"):
+        take_back(desk)
+
+
+def test_what_was_not_sent_is_withdrawn_and_needs_no_note(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    assert take_back(desk) == (2, ())
+    assert rows(desk, ObjectRow, kind="note") == []
+    assert desk.outbox.counts() == {"pacs": {"withdrawn": 2}}
+    assert desk.outbox.claim("deliverer", 9, 60) == []
+    assert desk.ledger.counts()["delivered"] == 1
+
+
+def test_an_image_that_comes_after_a_retraction_is_told_of_alone(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    take_back(desk)
+    desk.take(2)
+    desk.screen()
+    desk.reporter.issue_due()
+    report = reports(desk)[-1]
+    assert predecessors(report) == set()
+    assert f"{STUDY}.1.1" not in cited(report)
+    assert f"{STUDY}.2.1" in cited(report)
+
+
+def test_a_heatmap_that_is_taken_back_before_its_report_was_made_ends_its_screening(desk):
+    desk.take(1)
+    desk.screen()
+    assert take_back(desk) == (1, ())
+    assert desk.reporter.issue_due() == 0
+    (row,) = rows(desk, ScreeningRow)
+    assert (row.state, row.reason) == ("withheld", "retracted")
+
+
+def test_an_unknown_study_cannot_be_taken_back(desk):
+    with pytest.raises(NodeError, match="no image of study"):
+        take_back(desk)
