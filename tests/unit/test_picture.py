@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dicom_node.activation import mean_activation
+from dicom_node.activation import mean_activation, strongest_region
 from dicom_node.layout import layout
 from dicom_node.picture import draw_heatmap
 from tests.result_factories import manifest, prediction, spot, xray
@@ -134,3 +134,22 @@ def test_what_is_no_number_is_black() -> None:
     assert not picture[:10].any()
     assert not picture[-10:].any()
     assert (picture[100:110] == 255).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (500, 1), (1, 500), (2000, 3)])
+def test_an_xray_of_a_single_column_is_drawn_as_any_other(rows: int, columns: int) -> None:
+    pixels, answer = np.ones((rows, columns), np.float32), prediction()
+    picture = crop(draw_heatmap(pixels, answer, manifest(), size=256), pixels, answer, 256)
+    assert (picture.max(axis=2) >= 100).mean() > 0.97, "white under whatever colour, but for the outline"
+
+
+def test_the_outline_surrounds_the_region_that_a_report_gives() -> None:
+    maps = (spot(centre=(0.3, 0.35), radius=0.08), spot(member="basu", centre=(0.4, 0.4), box=(0.1, 0.1, 0.8, 0.8)))
+    pixels, answer = np.full((900, 700), 0.3, np.float32), prediction(maps=maps)
+    picture = crop(draw_heatmap(pixels, answer, manifest(), size=900), pixels, answer, 900)
+    down, across = np.nonzero((picture > 240).all(axis=2))
+    region = strongest_region(maps, manifest(), 900, 700)
+    assert region is not None
+    top, left, height, width = region
+    outlined = (down.min() / 900, across.min() / 700, np.ptp(down) / 900, np.ptp(across) / 700)
+    assert outlined == pytest.approx((top, left, height, width), abs=0.012)
