@@ -150,6 +150,8 @@ _OPPOSITES = ({"A", "P"}, {"R", "L"}, {"H", "F"})
 _MISSPELT = re.compile(r"ISO.(2022.)?IR.(\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNDECODED = "\ufffd"
+# pydicom 3.0 decodes what follows it and leaves it in the text: it designates GB 2312 (PS3.5 K.2, ISO 2022 IR 58).
+_ESCAPE_TO_GB_2312 = "\x1b$)A"
 _DEEPEST = 4
 
 
@@ -271,7 +273,7 @@ def _legal_text(value: Any, vr: str) -> str:
     """One value as str, checked by its VR (PS3.5 6.2)."""
     if isinstance(value, bytes) or value is None:
         raise _IllegalError(f"illegal {vr}")
-    text = str(value).rstrip(" \0")
+    text = str(value).replace(_ESCAPE_TO_GB_2312, "").rstrip(" \0")
     if vr == "CS":
         text = text.strip()
     control = _CONTROL.sub("", text) if vr not in _PARAGRAPHS else re.sub(r"[\x00-\x08\x0b\x0e-\x1f\x7f]", "", text)

@@ -150,6 +150,16 @@ def test_names_survive_from_every_character_set(terms: str | list[str], name: st
     assert dcmread(again).PatientName == name
 
 
+def test_a_name_in_gb_2312_survives_without_its_escapes() -> None:
+    name = b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab= "  # PS3.5 K.2
+    source = with_raw("PatientName", name, character_set="\\ISO 2022 IR 58")
+    set_raw(source, "StudyDescription", b"\x1b$)A\xd0\xd8")
+    normal, notes = normalise(source)
+    assert normal.PatientName == "Zhang^XiaoDong=张^小东"
+    assert normal.StudyDescription == "胸"
+    assert notes == ()
+
+
 def test_a_character_set_that_does_not_fit_loses_characters_of_a_name_but_never_falsifies_an_identifier() -> None:
     source = with_raw("PatientName", b"M\xfcller^J\xf6rg", character_set="ISO_IR 192")
     set_raw(source, "PatientID", b"M\xfc")
