@@ -64,7 +64,8 @@ def validators() -> Validate:
     def validate(file: Path) -> None:
         found = _run("dciodvfy", file)
         lines = (found.stdout + found.stderr).splitlines()
-        assert [line for line in lines if "Error" in line] == []
+        errors = [line for line in lines if "Error" in line]
+        assert not errors, "\n".join(errors)
         if any(line.endswith(("SR", "KeyObjectSelectionDocument")) for line in lines):  # the name of the IOD
             dumped = _run("dsrdump", file)
             assert dumped.returncode == 0, dumped.stderr
