@@ -301,8 +301,8 @@ VALUES: dict[str, Callable[[], Dataset]] = {
     "an animal": _plain(PatientSpeciesDescription="Canis lupus", ResponsiblePerson="A^B"),
     "laterality": _plain(Laterality="R", BodyPartExamined="CHEST"),
     "small letters": _bytes(Modality=b"cr", BodyPartExamined=b"chest", PatientSex=b"f"),
-    "bytes of no meaning": _bytes(
-        **dict.fromkeys(
+    "bytes of no meaning": lambda: with_bytes(
+        dict.fromkeys(
             ("PatientAge", "StudyDescription", "PatientWeight", "AdmissionID", "MedicalAlerts", "Occupation"),
             bytes(range(1, 256)),
         )

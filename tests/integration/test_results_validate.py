@@ -33,7 +33,7 @@ from tests.result_factories import WHEN, manifest, prediction, read_result, resu
 from tests.source_factories import MISJUDGED, SOURCES, with_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -65,9 +65,9 @@ def told(request: pytest.FixtureRequest) -> Iterator[Told]:
     """Counts, which are printed when the last test of this module has ended."""
     counts = Told()
     yield counts
-    plugins = request.config.pluginmanager
-    with plugins.get_plugin("capturemanager").global_and_fixture_disabled():
-        plugins.get_plugin("terminalreporter").write_line(
+    plugin: Any = request.config.pluginmanager.get_plugin
+    with plugin("capturemanager").global_and_fixture_disabled():
+        plugin("terminalreporter").write_line(
             f"\n{counts.objects} objects from {counts.sources} sources: dciodvfy 0 errors, dsrdump 0 failures, "
             f"{counts.read_back} read back"
         )
@@ -166,7 +166,7 @@ def encoded(syntax: str) -> Dataset:
     return with_codestream(ds, syntax, bytes(CODESTREAMS[syntax](pixels)))
 
 
-CODESTREAMS: dict[str, Callable[[NDArray[Any]], bytes]] = {
+CODESTREAMS: dict[str, Any] = {
     uid.JPEGBaseline8Bit: imagecodecs.jpeg8_encode,
     uid.JPEGExtended12Bit: partial(imagecodecs.jpeg8_encode, bitspersample=12),
     uid.JPEGLossless: partial(imagecodecs.jpeg8_encode, bitspersample=12, lossless=True, predictor=4),
