@@ -129,6 +129,7 @@ _ENUMERATED = {
     "PregnancyStatus": frozenset({1, 2, 3, 4}),
     "BurnedInAnnotation": _YES_NO,
     "LossyImageCompression": frozenset({"00", "01"}),
+    "UniversalEntityIDType": frozenset({"DNS", "EUI64", "ISO", "URI", "UUID", "X400", "X500"}),
 }
 _STRINGS = frozenset(
     {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
@@ -143,15 +144,21 @@ _REQUIRED = (
     (re.compile(r"Referenced.*"), ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")),
     (re.compile(r"OtherPatientIDsSequence"), ("PatientID", "TypeOfPatientID")),
 )
+# Whose identifiers these are: one item, which names him in his own way or in everybody's (PS3.3 10.14, 10.15).
+_ISSUER = re.compile(r"Issuer.*Sequence|AssigningFacilitySequence")
+_QUALIFIERS = "IssuerOfPatientIDQualifiersSequence"  # of an issuer who is named elsewhere
 _TRIAL_TYPE_1 = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")
 _TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")  # either
 _TRIAL_TYPE_2 = ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName")
+_TRIAL_STUDY = ("ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription")  # the first of type 2
 _PARAGRAPHS = frozenset({"LT", "ST", "UT"})
 _ORIENTATIONS = frozenset("APRLHF")
 _OPPOSITES = ({"A", "P"}, {"R", "L"}, {"H", "F"})
 _MISSPELT = re.compile(r"ISO.(2022.)?IR.(\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _UNDECODED = "\ufffd"
+# pydicom 3.0 decodes what follows it and leaves it in the text: it designates GB 2312 (PS3.5 K.2, ISO 2022 IR 58).
+_ESCAPE_TO_GB_2312 = "\x1b$)A"
 _DEEPEST = 4
 
 
@@ -230,7 +237,8 @@ def _complete(normal: Dataset, notes: list[str]) -> None:
             delattr(normal, keyword)
         notes.append("ClinicalTrialProtocolID: incomplete module, left out")
     elif trial:
-        for keyword in _TRIAL_TYPE_2:
+        of_study = _TRIAL_STUDY[:1] if any(keyword in trial for keyword in _TRIAL_STUDY) else ()
+        for keyword in (*_TRIAL_TYPE_2, *of_study):
             if keyword not in normal:
                 setattr(normal, keyword, "")
 
@@ -273,7 +281,7 @@ def _legal_text(value: Any, vr: str) -> str:
     """One value as str, checked by its VR (PS3.5 6.2)."""
     if isinstance(value, bytes) or value is None:
         raise _IllegalError(f"illegal {vr}")
-    text = str(value).rstrip(" \0")
+    text = str(value).replace(_ESCAPE_TO_GB_2312, "").rstrip(" \0")
     if vr == "CS":
         text = text.strip()
     control = _CONTROL.sub("", text) if vr not in _PARAGRAPHS else re.sub(r"[\x00-\x08\x0b\x0e-\x1f\x7f]", "", text)
@@ -342,9 +350,21 @@ def _legal_items(element: DataElement, depth: int) -> list[Dataset] | None:
                 legal.add(DataElement(part.tag, dictionary_VR(part.tag), value))
         if any(pattern.fullmatch(name) and not all(key in legal for key in keys) for pattern, keys in _REQUIRED):
             raise _IllegalError("incomplete item")
+        if not _names_entity(name, legal):
+            raise _IllegalError("incomplete item")
         if len(legal):
             items.append(legal)
+    if len(items) > 1 and _ISSUER.fullmatch(name):
+        raise _IllegalError("more than one item")
     return items or None
+
+
+def _names_entity(sequence: str, item: Dataset) -> bool:
+    """Whether an identifier of anybody's comes with its type (1C), and an issuer is named at all."""
+    if ("UniversalEntityID" in item) != ("UniversalEntityIDType" in item):
+        return False
+    named = "LocalNamespaceEntityID" in item or "UniversalEntityID" in item
+    return named or not len(item) or sequence == _QUALIFIERS or not _ISSUER.fullmatch(sequence)
 
 
 def _encodings(header: Dataset, notes: list[str]) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,7 @@ def stored(ds: Dataset) -> Dataset:
     return dcmread(buffer, stop_before_pixels=True)
 
 
+@lru_cache(maxsize=4)
 def xray(rows: int = 96, columns: int = 80) -> NDArray[np.float32]:
     """A phantom chest as `dicom_node.pixels` renders it."""
     return (chest_pixels(rows, columns) / 4095).astype(np.float32)

@@ -150,6 +150,16 @@ def test_names_survive_from_every_character_set(terms: str | list[str], name: st
     assert dcmread(again).PatientName == name
 
 
+def test_a_name_in_gb_2312_survives_without_its_escapes() -> None:
+    name = b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab= "  # PS3.5 K.2
+    source = with_raw("PatientName", name, character_set="\\ISO 2022 IR 58")
+    set_raw(source, "StudyDescription", b"\x1b$)A\xd0\xd8")
+    normal, notes = normalise(source)
+    assert normal.PatientName == "Zhang^XiaoDong=张^小东"
+    assert normal.StudyDescription == "胸"
+    assert notes == ()
+
+
 def test_a_character_set_that_does_not_fit_loses_characters_of_a_name_but_never_falsifies_an_identifier() -> None:
     source = with_raw("PatientName", b"M\xfcller^J\xf6rg", character_set="ISO_IR 192")
     set_raw(source, "PatientID", b"M\xfc")
@@ -200,6 +210,57 @@ def test_attributes_that_are_legal_only_together_come_together_or_not_at_all() -
     assert not [element for element in normal if element.keyword.startswith("ClinicalTrial")]
     assert "PatientIdentityRemoved" not in normal
     assert len(notes) == 2
+
+
+def entity(**elements: str) -> Dataset:
+    item = Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return item
+
+
+WHOLE = {"UniversalEntityID": "1.2.3", "UniversalEntityIDType": "ISO"}
+
+
+@pytest.mark.parametrize("keyword", ["IssuerOfAccessionNumberSequence", "IssuerOfAdmissionIDSequence"])
+@pytest.mark.parametrize(
+    ("items", "note"),
+    [
+        ([entity(LocalNamespaceEntityID="HIS")], None),
+        ([entity(**WHOLE)], None),
+        ([entity(LocalNamespaceEntityID="HIS", **WHOLE)], None),
+        ([entity(UniversalEntityID="1.2.3")], "incomplete item"),
+        ([entity(UniversalEntityIDType="ISO")], "incomplete item"),
+        ([entity(LocalNamespaceEntityID="HIS", UniversalEntityID="1.2.3")], "incomplete item"),
+        ([entity(IdentifierTypeCode="MR")], "incomplete item"),
+        ([entity(UniversalEntityID="1.2.3", UniversalEntityIDType="OID")], "not an enumerated value"),
+        ([entity(LocalNamespaceEntityID="HIS"), entity(LocalNamespaceEntityID="RIS")], "more than one item"),
+    ],
+)
+def test_an_issuer_is_one_item_that_names_it(keyword: str, items: list[Dataset], note: str | None) -> None:
+    normal, notes = normalise(chest_dataset(**{keyword: items}))
+    assert (keyword in normal) == (note is None)
+    assert notes == (() if note is None else (f"{keyword}: {note}, left out",))
+
+
+def test_qualifiers_need_not_name_the_issuer_of_a_patient_id_but_name_a_facility_wholly() -> None:
+    keyword = "IssuerOfPatientIDQualifiersSequence"
+    normal, notes = normalise(chest_dataset(**{keyword: [entity(IdentifierTypeCode="MR")]}))
+    assert normal[keyword].value[0].IdentifierTypeCode == "MR"
+    assert notes == ()
+    item = entity(IdentifierTypeCode="MR")
+    item.AssigningFacilitySequence = [entity(UniversalEntityIDType="ISO")]
+    normal, notes = normalise(chest_dataset(**{keyword: [item]}))
+    assert keyword not in normal
+    assert notes == (f"{keyword}: incomplete item, left out",)
+
+
+def test_the_time_point_of_a_trial_has_an_identifier_if_need_be_an_empty_one() -> None:
+    trial = {"ClinicalTrialSponsorName": "S", "ClinicalTrialProtocolID": "P", "ClinicalTrialSubjectID": "1"}
+    assert "ClinicalTrialTimePointID" not in normalise(chest_dataset(**trial))[0]
+    normal, notes = normalise(chest_dataset(**trial, ClinicalTrialTimePointDescription="baseline"))
+    assert normal.ClinicalTrialTimePointID == ""
+    assert notes == ()
 
 
 def test_a_sequence_nested_without_end_is_left_out() -> None:
