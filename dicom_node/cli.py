@@ -128,11 +128,12 @@ def _serve(name: str, context: typer.Context) -> None:
 def health(context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep")]) -> None:
     """Say whether this machine's process of that name lives: exit status 0 or 1 (for container health checks)."""
     from dicom_node import watch
-    from dicom_node.pacs import Pacs
 
     settings: Settings = context.obj.settings
     try:
         if name == "listen":
+            from dicom_node.pacs import Pacs  # the others, asked every few seconds, need no network
+
             Pacs.of_this_node(settings).echo()
             typer.echo(f"listen: {settings.ae_title} answers on port {settings.port}")
         else:

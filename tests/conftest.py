@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dicom_node.database import Database
     from tests.servers import PostgresServer, RedisServer
 
+# Of torch's threads, here and in every process that a test starts: one that waits for another sleeps. By default it
+# spins, and where a node's processes share two cores, loading its networks takes six times the processor time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 IN_CI = os.environ.get("CI") == "true"
 DCMTK = ("echoscu", "dcmsend", "storescu", "storescp", "findscu", "dcmdump", "dsrdump", "dcm2pnm", "dcmdjpeg")
 

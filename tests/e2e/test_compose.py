@@ -18,6 +18,7 @@ from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import OrthancPacs, free_port
 from dicom_node.process import dying_with_this_process
+from dicom_node.roles import READY
 from tests.compose import ROOT, ours, read, replicas, words
 from tests.conftest import missing
 from tests.e2e.harness import dcmsend, results, wait_until
@@ -106,10 +107,13 @@ class Containers:
 
     def await_healthy(self, service):
         process, log = self.processes[service], self.folder / f"{service}.log"
+        ready = "Ready to accept connections" if service == "redis" else READY
+
+        def healthy():  # each check is a process: no use before this one says that it is ready
+            return ready in log.read_text() and self.health(service).returncode == 0
+
         try:
-            wait_until(
-                lambda: process.poll() is not None or self.health(service).returncode == 0, timeout_s=120, poll_s=0.5
-            )
+            wait_until(lambda: process.poll() is not None or healthy(), timeout_s=120, poll_s=0.2)
         except AssertionError as error:
             error.add_note(f"{service}: {log.read_text()[-2000:]}")
             raise
