@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import __version__, bundle_cli, results_cli
+from dicom_node import __version__, bundle_cli, explain_cli, results_cli
 from dicom_node.config import Settings, load
 from dicom_node.domain import NodeError, State, invariant_holds
 
@@ -173,7 +173,7 @@ def doctor(
 _database = typer.Typer(no_args_is_help=True, help="The ledger's database.")
 app.add_typer(_database, name="db")
 app.add_typer(bundle_cli.app, name="bundle")
-for _command in (results_cli.resend, results_cli.rescreen, results_cli.retract):
+for _command in (explain_cli.explain, results_cli.resend, results_cli.rescreen, results_cli.retract):
     app.command()(_command)
 
 
