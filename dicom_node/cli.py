@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node import __version__, bundle_cli, results_cli
+from dicom_node import __version__, bundle_cli, explain_cli, results_cli
 from dicom_node.config import Settings, load
 from dicom_node.domain import NodeError, State, invariant_holds
 
@@ -174,7 +175,7 @@ def doctor(
 _database = typer.Typer(no_args_is_help=True, help="The ledger's database.")
 app.add_typer(_database, name="db")
 app.add_typer(bundle_cli.app, name="bundle")
-for _command in (results_cli.resend, results_cli.rescreen, results_cli.retract):
+for _command in (explain_cli.explain, results_cli.resend, results_cli.rescreen, results_cli.retract):
     app.command()(_command)
 
 
@@ -202,22 +203,22 @@ def screen(
 
 @app.command()
 def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Count instances by state, and say whether the invariant holds (exit status 1 where it does not)."""
+    """Count images and deliveries by state, say what needs a person, and whether the invariant holds (else exit 1)."""
     from dicom_node.database import Database
     from dicom_node.ledger import Ledger
     from dicom_node.outbox import Outbox
+    from dicom_node.overview import overview
 
     settings: Settings = context.obj.settings
-    database = Database(settings.database_dsn)
-    database.check_schema()
-    counts = Ledger(database).counts()
-    outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
-    deliveries, errors = outbox.counts(), outbox.last_errors()
+    with closing(Database(settings.database_dsn)) as database:
+        database.check_schema()
+        counts, beside = Ledger(database).counts(), overview(database)
+        outbox = Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s)
+        deliveries, errors = outbox.counts(), outbox.last_errors()
     holds = invariant_holds(counts)
     if as_json:
-        typer.echo(
-            json.dumps({**counts, "deliveries": deliveries, "delivery_errors": errors, "invariant_holds": holds})
-        )
+        told = {"deliveries": deliveries, "delivery_errors": errors, **beside.as_json(), "invariant_holds": holds}
+        typer.echo(json.dumps({**counts, **told}))
     else:
         table = Table("state", "instances", title="Ledger")
         for name in ("received", *State, "duplicates", "conflicts"):
@@ -229,6 +230,8 @@ def status(context: typer.Context, as_json: Annotated[bool, typer.Option("--json
             console.print(f"objects to {destination}: {shown}", soft_wrap=True)
             if destination in errors:
                 console.print(f"  last error: {errors[destination]}", soft_wrap=True)
+        for line in beside.lines():
+            console.print(line, soft_wrap=True)
         console.print(
             "received = delivered + withheld + declined + failed + waiting " + ("holds" if holds else "DOES NOT HOLD")
         )

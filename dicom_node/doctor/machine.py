@@ -56,7 +56,7 @@ print(json.dumps(told))
 
 
 def bundle(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
-    """Whether the bundle in `folder`, or else that of the settings, is whole."""
+    """Whether the bundle in `folder`, or else that of the settings, is whole, and answers what `codes` names."""
     try:
         folder = folder or find(settings.bundle, settings)
         manifest = read_manifest(folder)
@@ -68,6 +68,14 @@ def bundle(settings: Settings, folder: Path | None = None) -> Iterator[Finding]:
         return
     parts = sum(len(member.weights) for member in manifest.members)
     yield ok("bundle", f"{manifest.name} {manifest.release}: {parts} files of weights are what {MANIFEST} names")
+    asked = [target.name for target in manifest.targets]
+    if unasked := sorted(set(settings.codes) - set(asked)):
+        yield warning(
+            "bundle",
+            f"the setting `codes` names {', '.join(unasked)}, a question that {manifest.name} {manifest.release} "
+            "does not ask",
+            f"name one of {', '.join(asked)}, or remove it",
+        )
 
 
 def device(settings: Settings) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from dicom_node import doctor
+from dicom_node.bundle import Code
 from dicom_node.config import Peer, Settings
 from dicom_node.demo.pacs import free_port
 from dicom_node.doctor import machine, network
@@ -262,6 +263,17 @@ def test_it_asks_for_the_classes_that_the_node_makes():
     heatmap, told = results(chest_dataset())
     assert {"reports": tuple(SOP_CLASSES), "heatmaps": (heatmap.SOPClassUID,)} == network.RESULT_CLASSES
     assert told.SOPClassUID == network.RESULT_CLASSES["reports"][0]
+
+
+def test_a_code_of_a_question_that_the_bundle_does_not_ask_is_a_warning(tmp_path):
+    folder = write_ensemble(tmp_path / "bundle")
+    code = Code(value="840539006", scheme="SCT", meaning="COVID-19")
+    known, typo = settings(codes={"covid19": code}), settings(codes={"covid19": code, "covid": code})
+    assert [finding.level for finding in machine.bundle(known, folder)] == ["ok"]
+    whole, told = machine.bundle(typo, folder)
+    assert (whole.level, told.level, told.check) == ("ok", "warning", "bundle")
+    assert told.what == "the setting `codes` names covid, a question that random 0.2 does not ask"
+    assert told.remedy == "name one of covid19, or remove it"
 
 
 def test_it_loads_no_torch():
