@@ -47,6 +47,18 @@ class AssociationError(DeliveryError):
         self.rejection = rejection
 
 
+def application_entity(abstract_syntaxes: Sequence[str], *, ae_title: str, timeout_s: float) -> AE:
+    """What the node proposes as SCU for these SOP classes, with its time limits in seconds."""
+    entity = AE(ae_title=ae_title)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
+    entity.connection_timeout = timeout_s
+    for syntax in abstract_syntaxes:
+        # PS3.5 10.1: Implicit VR must be offered. In a context of its own, so that both can be accepted.
+        entity.add_requested_context(syntax, ExplicitVRLittleEndian)
+        entity.add_requested_context(syntax, ImplicitVRLittleEndian)
+    return entity
+
+
 @contextlib.contextmanager
 def associated(
     peer: Peer,
@@ -63,13 +75,7 @@ def associated(
     AssociationError
         Permanent where the peer rejects this node for good, or accepts nothing.
     """
-    entity = AE(ae_title=ae_title)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
-    entity.connection_timeout = timeout_s
-    for syntax in abstract_syntaxes:
-        # PS3.5 10.1: Implicit VR must be offered. In a context of its own, so that both can be accepted.
-        entity.add_requested_context(syntax, ExplicitVRLittleEndian)
-        entity.add_requested_context(syntax, ImplicitVRLittleEndian)
+    entity = application_entity(abstract_syntaxes, ae_title=ae_title, timeout_s=timeout_s)
     connected: list[Event] = []
     rejections: list[A_ASSOCIATE] = []
 

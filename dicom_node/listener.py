@@ -65,6 +65,29 @@ _PIXELS = 0x7FE00008  # Float Pixel Data, the first of PS3.3 C.7.6.24's kinds of
 _CONTENT = 0x00400000
 
 
+def application_entity(ae_title: str, *, hears_commitment: bool) -> AE:
+    """What the node accepts as SCP; with `hears_commitment`, what peers report of their storage commitment too."""
+    entity = AE(ae_title=ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
+    entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
+    entity.add_supported_context(Verification)
+    for sop_class in sorted(SOP_CLASSES):
+        entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+    for sop_class in sorted(COMPANION_SOP_CLASSES):
+        entity.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    if hears_commitment:
+        # A peer that reports is the SCP on an association of its own making, and has to say so (PS3.4 J.3.3,
+        # PS3.7 D.3.3.4). One that does not is heard too; one that wants to be the SCU is not accepted.
+        entity.add_supported_context(
+            StorageCommitmentPushModel,
+            [ExplicitVRLittleEndian, ImplicitVRLittleEndian],
+            scu_role=False,
+            scp_role=True,
+        )
+    return entity
+
+
 class RefusedError(Exception):
     """A C-STORE request that is answered with `status`; the comment names the data element, never its value."""
 
@@ -104,24 +127,7 @@ class Listener:
         self._accepting = accepting
         self._on_commitment = on_commitment
         self._server: ThreadedAssociationServer | None = None
-        self._entity = AE(ae_title=settings.ae_title)
-        self._entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-        self._entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
-        self._entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
-        self._entity.add_supported_context(Verification)
-        for sop_class in sorted(SOP_CLASSES):
-            self._entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
-        for sop_class in sorted(COMPANION_SOP_CLASSES):
-            self._entity.add_supported_context(sop_class, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-        if on_commitment is not None:
-            # A peer that reports is the SCP on an association of its own making, and has to say so (PS3.4 J.3.3,
-            # PS3.7 D.3.3.4). One that does not is heard too; one that wants to be the SCU is not accepted.
-            self._entity.add_supported_context(
-                StorageCommitmentPushModel,
-                [ExplicitVRLittleEndian, ImplicitVRLittleEndian],
-                scu_role=False,
-                scp_role=True,
-            )
+        self._entity = application_entity(settings.ae_title, hears_commitment=on_commitment is not None)
 
     def start(self) -> None:
         """The node answers on its port.

@@ -33,7 +33,7 @@ from dicom_node.config import Peer
 from dicom_node.domain import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pynetdicom.association import Association
@@ -63,6 +63,26 @@ _DUPLICATE = 0x0111
 _OWN_ANSWER_S = 5.0
 _MOST_ANSWERS = 1000  # of one query
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked, not listened on
+
+
+def is_stored(status: int) -> bool:
+    """Whether a peer that answers C-STORE so has the object."""
+    return status in (SUCCESS, _DUPLICATE) or status in _WARNINGS
+
+
+def may_pass(status: int) -> bool:
+    """Whether a peer that answers C-STORE so may take the same object later."""
+    return status in _RETRYABLE
+
+
+def proposed(sop_classes: Iterable[str], *, proofs: bool) -> list[str]:
+    """What is proposed for objects of these SOP classes, and with `proofs` for what shows that they are there."""
+    classes = set(sop_classes)
+    if classes.intersection(REPORT_CLASSES):
+        classes.update(REPORT_CLASSES)
+    # No role selection: by default this node is the SCU, to whom an SCP may report on the same association
+    # (PS3.7 D.3.3.4, PS3.4 J.3.3).
+    return [*sorted(classes), *([COMMITMENT, QUERY] if proofs else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +153,8 @@ class Pacs:
         DeliveryError
             Permanent where the peer rejects this node for good, else retryable.
         """
-        proposed = set(sop_classes)
-        if proposed.intersection(REPORT_CLASSES):
-            proposed.update(REPORT_CLASSES)
-        # No role selection: by default this node is the SCU, to whom an SCP may report on the same association
-        # (PS3.7 D.3.3.4, PS3.4 J.3.3).
-        services = [COMMITMENT, QUERY] if proofs else []
         handlers = [(evt.EVT_N_EVENT_REPORT, answering(on_commitment))] if on_commitment else []
-        with self._association([*sorted(proposed), *services], handlers) as association:
+        with self._association(proposed(sop_classes, proofs=proofs), handlers) as association:
             yield Sender(association, self._peer)
 
     def find(self, query: Dataset) -> list[Dataset]:
@@ -208,14 +222,13 @@ class Sender:
         if not answer or "Status" not in answer:
             raise _unanswered(self._association, self._peer, "C-STORE")
         status = int(answer.Status)
-        if status in (SUCCESS, _DUPLICATE):
-            return status
+        if not is_stored(status):
+            raise DeliveryError(
+                f"{name} answered C-STORE with 0x{status:04X}", permanent=not may_pass(status), status=status
+            )
         if status in _WARNINGS:
             log.warning("%s stored an object with warning 0x%04X", name, status)
-            return status
-        raise DeliveryError(
-            f"{name} answered C-STORE with 0x{status:04X}", permanent=status not in _RETRYABLE, status=status
-        )
+        return status
 
     def request_commitment(self, transaction_uid: str, objects: Sequence[tuple[str, str]]) -> None:
         """The peer takes the request to commit to these objects, pairs of SOP Class and SOP Instance UID.
