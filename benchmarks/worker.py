@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -40,6 +41,8 @@ from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.phantom import draw_phantom
 from dicom_node.domain import Admission, NodeError, Prediction
 from dicom_node.ledger import Ledger, Received
+from dicom_node.reporting import Reporter
+from dicom_node.reports import Reports
 from dicom_node.results import encode
 from training.shipped import load_shipped
 from workers.ensemble import Ensemble
@@ -179,7 +182,7 @@ def _predict(asked: argparse.Namespace) -> dict[str, float]:
 def _worker(asked: argparse.Namespace) -> dict[str, float]:
     folder = find_bundle(asked.bundle)
     with tempfile.TemporaryDirectory() as place:
-        settings = Settings(device=asked.device, lease_s=600.0)
+        settings = Settings(device=asked.device, lease_s=600.0, study_quiet_s=0)
         database = Database(f"sqlite:///{place}/ledger.sqlite")
         database.upgrade()
         ledger, archive = Ledger(database), Archive(Path(place) / "archive")
@@ -188,12 +191,18 @@ def _worker(asked: argparse.Namespace) -> dict[str, float]:
         files = [archive.store(path.read_bytes()) for path in sorted(asked.films.glob("*.dcm"))]
         with decoders(settings) as children:
             screener = Screener(Claims(database), archive, ensemble, children, settings)
+            reporter = Reporter(Reports(database), archive, children, settings)
 
             def screen(first: int, count: int) -> None:
                 for number in range(first, first + count):
                     ledger.record(_received(number, files[number % len(files)]))
+                screened = threading.Event()
+                reporting = threading.Thread(target=_report, args=(reporter, screened))
+                reporting.start()
                 while screener.screen_next():
                     pass
+                screened.set()
+                reporting.join()
 
             screen(0, _WARM * (1 if asked.device == "cpu" else children.processes))
             with _measured(asked.images) as found:
@@ -202,6 +211,16 @@ def _worker(asked: argparse.Namespace) -> dict[str, float]:
             if counts["withheld"] != counts["received"]:
                 raise SystemExit(f"not all were reported: {counts}")
     return found
+
+
+def _report(reporter: Reporter, screened: threading.Event) -> None:
+    """Each image is a study of its own; what is due is reported beside the networks, as another process does it."""
+    while True:
+        last = screened.is_set()
+        if not reporter.issue_due():
+            if last:
+                return
+            time.sleep(0.05)
 
 
 def _maps(asked: argparse.Namespace) -> dict[str, float]:

@@ -135,8 +135,9 @@ def _check_identity(found: Elements, sources: Sequence[Dataset]) -> None:
         for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
             if _text(found, keyword) == str(source.get(keyword, "")):
                 raise _fault(keyword, "is the source's own")
-        for keyword in _WHOSE:
-            if _comparable(source.get(keyword)) and not _is_same(found, source, keyword):
+        for keyword in _WHOSE:  # one of two images of a study may lack them, not contradict the other
+            told = _comparable(source.get(keyword)) and _comparable(_value(found, keyword))
+            if told and not _is_same(found, source, keyword):
                 raise _fault(keyword, "is not the source's")
     strangers = [
         next((keyword for keyword in _REPEATED if not _is_same(found, source, keyword)), "") for source in sources

@@ -246,7 +246,9 @@ def test_reports_on_two_images_are_valid_and_read_back(
         predecessors=[earlier],
         codes={"covid": bundle.Code(value="COV", scheme="99SITE", meaning="Our code")},
     )
-    file = write(report, tmp_path)
+    check_object(report, [source, other])
+    file = tmp_path / "report.dcm"
+    file.write_bytes(encode(report))
     validators(file)
     content = hd.sr.srread(file).content
     assert len(content.get_image_measurement_groups()) == 8
