@@ -23,7 +23,7 @@ from pydicom.valuerep import validate_value
 from dicom_node.results import ResultError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
@@ -109,6 +109,13 @@ def check_attributes(elements: Elements, sop_class_uid: str, cited: frozenset[st
         if not own.isdisjoint(elements):
             for attribute in required:
                 _check_required(elements, attribute, ())
+
+
+def prepare(sop_class_uids: Iterable[str]) -> None:
+    """What these classes ask for is known, and highdicom's tables of all others are forgotten: they are 60 MB."""
+    for uid in sop_class_uids:
+        iod_of(uid)
+    get_module_attribute_map.cache_clear()
 
 
 @lru_cache(maxsize=16)

@@ -34,6 +34,8 @@ _END_TIMEOUT_S = 10.0
 _CALLS = 200  # of one child: what a decoder leaks goes with it
 # Each child is one core's worth: the parallel loops of the libraries would only stand in each other's way.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1")
+# glibc would give the memory of each image back to the kernel, and take it anew, page by page, for the next.
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 class _Task(NamedTuple):
@@ -60,7 +62,8 @@ class Children:
     memory_bytes
         What a child may allocate beside its imports.
     preload
-        Modules that are imported once, before the children are forked. None may start a thread.
+        Modules that are imported once, before the children are forked; ``module:function`` is called then as well. None
+        may start a thread.
     """
 
     def __init__(self, processes: int, *, timeout_s: float, memory_bytes: int, preload: Sequence[str] = ()) -> None:
@@ -273,7 +276,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the parent's is for answers
                 pass_fds=[theirs.fileno()],
-                env=os.environ | _ONE_THREAD,
+                env=os.environ | _ONE_THREAD | _KEPT_MEMORY,
             )
 
     def fork(self, connection: int, status: int) -> int:

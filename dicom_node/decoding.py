@@ -88,7 +88,7 @@ def decoders(settings: Settings, processes: int = 0) -> Children:
         processes,
         timeout_s=settings.decode_timeout_s,
         memory_bytes=settings.decode_memory_mb << 20,
-        preload=(__name__, "dicom_node.products"),
+        preload=(__name__, "dicom_node.products:prepare"),
     )
 
 

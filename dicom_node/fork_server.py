@@ -151,13 +151,19 @@ def _raised(error: Exception) -> bytes:
 
 
 def main(descriptor: int, parent_pid: int, given: dict[str, Any]) -> None:
-    """`given`: the parent's path, the modules to import before the first fork, and each child's memory in bytes."""
+    """`given`: the parent's path, what to import before the first fork, and each child's memory in bytes.
+
+    After a colon stands a function of the module that is called then.
+    """
     # The parent alone decides: it finishes the image at hand when the terminal or the service manager tells all to stop
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.path[:] = given["path"]
-    for module in ("dicom_node.process", "dicom_node.domain", *given["preload"]):
-        importlib.import_module(module)
+    for entry in ("dicom_node.process", "dicom_node.domain", *given["preload"]):
+        module, _, function = entry.partition(":")
+        imported = importlib.import_module(module)
+        if function:
+            getattr(imported, function)()
     gc.freeze()  # a collection would touch, and so copy, the pages that all children share
     with socket.socket(fileno=descriptor) as control:
         serve(control, parent_pid, given["memory_bytes"])

@@ -80,7 +80,7 @@ def build_heatmap(
         answer=_digest(prediction),
     )
     picture = draw_heatmap(pixels, prediction, manifest, size=size)
-    heatmap = deepcopy(_blank())
+    heatmap = deepcopy(blank())
     heatmap.SOPInstanceUID = heatmap.file_meta.MediaStorageSOPInstanceUID = instance_uid
     heatmap.SeriesInstanceUID = uids.series_uid(instance_uid)
     heatmap.Rows, heatmap.Columns = picture.shape[:2]
@@ -98,7 +98,7 @@ def build_heatmap(
 
 
 @lru_cache(maxsize=1)
-def _blank() -> SCImage:
+def blank() -> SCImage:
     """A Secondary Capture of nobody by highdicom, whose look at its tables takes longer than a picture is drawn."""
     nobody = Dataset()
     nobody.StudyInstanceUID = "2.25.0"
@@ -108,7 +108,7 @@ def _blank() -> SCImage:
         setattr(nobody, keyword, "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # highdicom on names without components
-        blank = SCImage.from_ref_dataset(
+        made = SCImage.from_ref_dataset(
             nobody,
             pixel_array=np.zeros((1, 1, 3), np.uint8),
             photometric_interpretation="RGB",
@@ -119,8 +119,8 @@ def _blank() -> SCImage:
             series_description=SERIES_DESCRIPTION,
             **series_and_maker(UID("2.25.0"), datetime(2000, 1, 1, tzinfo=UTC)),
         )
-    del blank.ContributingEquipmentSequence
-    return blank
+    del made.ContributingEquipmentSequence
+    return made
 
 
 def _digest(prediction: Prediction) -> str:

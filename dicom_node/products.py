@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom import dcmread
-from pydicom.uid import UID, Comprehensive3DSRStorage
+from pydicom.uid import UID, Comprehensive3DSRStorage, SecondaryCaptureImageStorage
 
+from dicom_node import attributes
 from dicom_node.archive import Product
 from dicom_node.bundle import parse_manifest
 from dicom_node.domain import ObjectKind
-from dicom_node.heatmap import build_heatmap
+from dicom_node.heatmap import blank, build_heatmap
 from dicom_node.normalise import normalise
-from dicom_node.report import build_report
+from dicom_node.report import SOP_CLASSES, build_report
 from dicom_node.results import Reference, Screened, encode
 from dicom_node.uids import series_uid
 from dicom_node.validation import check_object
@@ -51,6 +52,12 @@ class StudyImage:
     predicted_at: datetime
     heatmap_sop_class_uid: str
     heatmap_sop_instance_uid: str
+
+
+def prepare() -> None:
+    """What every object needs is made: before children are forked, who share it then."""
+    attributes.prepare((SecondaryCaptureImageStorage, *SOP_CLASSES))
+    blank()
 
 
 def build_picture(
