@@ -11,8 +11,9 @@ States of a screening (`dicom_node.domain.State`)::
 A screening is `reported` from its heatmap on; it ends when its study's report tells of it and both have ended at every
 destination. Workers move screenings through `dicom_node.claims`, reports through `dicom_node.reports`, deliveries
 through `dicom_node.outbox`; `dicom_node.predictions` keeps what the networks said, `dicom_node.retractions` what was
-taken back, `dicom_node.releases` releases and thresholds. These modules and `dicom_node.tables` are the only ones that
-know the tables.
+taken back, `dicom_node.releases` releases and thresholds, `dicom_node.rescreening` begins further rounds.
+`dicom_node.explain`, with its two histories, and `dicom_node.overview` only read. No other module knows the tables, but
+for `dicom_node.database` its own row.
 """
 
 from __future__ import annotations

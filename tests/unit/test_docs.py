@@ -10,8 +10,8 @@ import typer.main
 from pydantic import SecretStr
 
 from dicom_node.cli import app
-from dicom_node.config import Settings, load
-from dicom_node.domain import DeclineReason
+from dicom_node.config import Peer, Settings, load
+from dicom_node.domain import DeclineReason, DeliveryState, State
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -37,6 +37,25 @@ def test_the_readme_lists_no_setting_that_is_gone():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(Settings.model_fields)
 
 
+@pytest.mark.parametrize("name", Peer.model_fields)
+def test_every_key_of_a_peer_stands_in_the_readme_with_its_default(name):
+    field = Peer.model_fields[name]
+    default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
+    assert f"| `{name}` | {default} | {field.description} |" in README
+
+
+@pytest.mark.parametrize("state", [*State, *DeliveryState])
+def test_every_state_stands_in_the_readme(state):
+    (drawn,) = re.findall(r"^```\n(.*?)^```", README.partition("## Design notes")[2], re.MULTILINE | re.DOTALL)
+    assert re.search(rf"\b{state}\b", drawn)
+
+
+@pytest.mark.parametrize("state", DeliveryState)
+def test_the_deployment_document_says_what_each_state_of_a_delivery_means(state):
+    table = DEPLOYMENT.partition("### Proof of delivery")[2].partition("\n### ")[0]
+    assert f"| `{state}` |" in table
+
+
 @pytest.mark.parametrize("reason", DeclineReason)
 def test_every_reason_to_decline_stands_in_the_readme(reason):
     assert f"`{reason}`" in README
@@ -53,7 +72,8 @@ def test_every_command_in_the_readme_exists():
 
 def invocations(text):
     """The arguments of every `dicom-node ...` in a code block or between backticks, a loop's `$role` as each role."""
-    for line in re.findall(r"dicom-node ((?:--config|db|bundle|doctor|health|status|up|listen|worker)[^`\n|]*)", text):
+    known = "|".join(typer.main.get_command(app).commands)
+    for line in re.findall(rf"dicom-node ((?:--config|{known})\b[^`\n|]*)", text):
         words = re.sub(r">>.*|%i.*", "", line).split()
         for role in ("listen", "worker", "deliver", "sweep") if "$role" in words else ("",):
             yield [role if word == "$role" else word for word in words]
