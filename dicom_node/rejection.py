@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 SERIES_NUMBER = 9003
 SERIES_DESCRIPTION = "AI results withdrawn - RESEARCH, NOT FOR DIAGNOSTIC USE"
 
-_TITLES = {
+# PS3.16 CID 7010.
+TITLES = {
     RejectionReason.QUALITY: Code("113001", "DCM", "Rejected for Quality Reasons"),
     RejectionReason.SAFETY: Code("113037", "DCM", "Rejected for Patient Safety Reasons"),
 }
@@ -79,7 +80,7 @@ def build_rejection_note(
         note: Dataset = ko.KeyObjectSelectionDocument(
             evidence=cited,
             content=ko.KeyObjectSelection(
-                document_title=_TITLES[reason],
+                document_title=TITLES[reason],
                 referenced_objects=cited,
                 observer_device_context=_observer(node_ae_title),
                 description=(
