@@ -71,7 +71,7 @@ class ObjectKind(StrEnum):
 
 
 class RejectionReason(StrEnum):
-    """Why results are taken back (PS3.16 CID 7011): for their quality, or for the patient's safety."""
+    """Why results are taken back (PS3.16 CID 7010): for their quality, or for the patient's safety."""
 
     QUALITY = "quality"
     SAFETY = "safety"

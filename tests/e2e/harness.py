@@ -310,6 +310,12 @@ def download(pacs: OrthancPacs, orthanc_id, path=None):
     return dcmread(BytesIO(content))
 
 
+def forget(pacs: OrthancPacs, orthanc_id):
+    """The PACS has lost an instance."""
+    url = f"http://127.0.0.1:{pacs.http_port}/instances/{orthanc_id}"
+    urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
+
+
 def results(pacs, study_uid):
     """How many reports and how many heatmaps of ours a study has in the PACS."""
     held = [kind for kind, modality, _, _ in instances(pacs, study_uid) if modality in ("SR", "OT")]
