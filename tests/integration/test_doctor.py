@@ -32,7 +32,6 @@ from dicom_node.doctor.finding import ok
 from dicom_node.ledger import Ledger
 from dicom_node.listener import Listener
 from tests.conftest import missing
-from tests.e2e.harness import destination
 from tests.ledger_factories import received
 from tests.servers import PostgresServer, RedisServer
 
@@ -93,6 +92,11 @@ def install(values):
         database.close()
 
     return settings, end
+
+
+def destination(pacs, **changed):
+    values = {"name": "pacs", "ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port, "destination": True}
+    return values | changed
 
 
 def common(folder, pacs):
