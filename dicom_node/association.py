@@ -13,6 +13,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 from dicom_node.domain import DeliveryError
 from dicom_node.transport import bounded
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ class AssociationError(DeliveryError):
 def application_entity(abstract_syntaxes: Sequence[str], *, ae_title: str, timeout_s: float) -> AE:
     """What the node proposes as SCU for these SOP classes, with its time limits in seconds."""
     entity = AE(ae_title=ae_title)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
     entity.connection_timeout = timeout_s
     for syntax in abstract_syntaxes:

@@ -28,7 +28,7 @@ from dicom_node.domain import NodeError, place_of
 from dicom_node.ledger import Received
 from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.transport import no_delay
-from dicom_node.uids import IMPLEMENTATION_CLASS_UID
+from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
     import threading
@@ -69,6 +69,7 @@ def application_entity(ae_title: str, *, hears_commitment: bool) -> AE:
     """What the node accepts as SCP; with `hears_commitment`, what peers report of their storage commitment too."""
     entity = AE(ae_title=ae_title)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.maximum_pdu_size = _MAXIMUM_PDU_BYTES
     entity.maximum_associations = _MAXIMUM_ASSOCIATIONS
     entity.add_supported_context(Verification)

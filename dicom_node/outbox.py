@@ -220,7 +220,8 @@ class Outbox:
         ended = [DeliveryState.REJECTED, DeliveryState.UNPROVEN]
         if study_instance_uid is not None:
             ended += [DeliveryState.COMMITTED, DeliveryState.READ_BACK]
-        found = _with_objects().where(DeliveryRow.state.in_(ended), ObjectRow.retraction_id.is_(None))
+        stands = or_(ObjectRow.retraction_id.is_(None), ObjectRow.kind == ObjectKind.NOTE)
+        found = _with_objects().where(DeliveryRow.state.in_(ended), stands)
         if destination is not None:
             found = found.where(DeliveryRow.destination == destination)
         if study_instance_uid is not None:

@@ -21,6 +21,10 @@ from dicom_node.uids import series_uid
 from dicom_node.validation import check_object
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom import Dataset
+
     from dicom_node.config import Settings
     from dicom_node.domain import RejectionReason
     from dicom_node.retractions import Standing
@@ -44,23 +48,39 @@ def retract(
         database.check_schema()
         retractions = Retractions(database)
         standing = retractions.standing(study_instance_uid)
-        note = _note(settings, standing, reason) if standing.given_away else None
-        retractions.retract(standing, note, reason=reason, comment=comment, asked_by=asked_by)
+        notes = _notes(settings, standing, reason)
+        retractions.retract(standing, notes, reason=reason, comment=comment, asked_by=asked_by)
     log.info("took back %d objects of study %s", len(standing.object_ids), study_instance_uid)
-    return len(standing.object_ids), standing.destinations
+    return len(standing.object_ids), tuple(notes)
 
 
-def _note(settings: Settings, standing: Standing, reason: RejectionReason) -> Product:
+def _notes(settings: Settings, standing: Standing, reason: RejectionReason) -> dict[str, Product]:
+    """By destination, the note on what it may hold: the same one where two hold the same."""
+    if not standing.given_away:
+        return {}
     archive = Archive(settings.archive_dir)
     try:
         source = dcmread(archive.locate(standing.source_path), stop_before_pixels=True, force=True)
     except FileNotFoundError as error:
         raise MissingFileError(f"{standing.source_path} is not in the archive") from error
     header, _ = normalise(source)
-    named = [
-        Reference(standing.study_instance_uid, series_uid(uid), sop_class_uid, uid)
-        for sop_class_uid, uid in standing.given_away
-    ]
-    note = build_rejection_note(named, header, reason=reason, when=datetime.now(UTC), node_ae_title=settings.ae_title)
+    now = datetime.now(UTC)
+    return {
+        destination: _note(settings, archive, header, standing.study_instance_uid, objects, reason, now)
+        for destination, objects in standing.given_away.items()
+    }
+
+
+def _note(
+    settings: Settings,
+    archive: Archive,
+    header: Dataset,
+    study_instance_uid: str,
+    objects: Sequence[tuple[str, str]],
+    reason: RejectionReason,
+    when: datetime,
+) -> Product:
+    named = [Reference(study_instance_uid, series_uid(uid), sop_class_uid, uid) for sop_class_uid, uid in objects]
+    note = build_rejection_note(named, header, reason=reason, when=when, node_ae_title=settings.ae_title)
     check_object(note, [header])
     return Product(ObjectKind.NOTE, str(note.SOPClassUID), str(note.SOPInstanceUID), archive.store(encode(note)))

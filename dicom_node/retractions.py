@@ -22,6 +22,7 @@ from dicom_node.tables import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from sqlalchemy.orm import Session
@@ -47,18 +48,15 @@ class Standing:
     object_ids
         All of its objects.
     given_away
-        SOP Class and Instance UIDs of those that a destination may hold, the answer of one that was sent having been
-        lost perhaps.
-    destinations
-        Where these are.
+        By destination, SOP Class and Instance UIDs of those that it may hold, the answer of one that was sent having
+        been lost perhaps.
     source_path
         An image of the study in the archive.
     """
 
     study_instance_uid: str
     object_ids: tuple[int, ...]
-    given_away: tuple[tuple[str, str], ...]
-    destinations: tuple[str, ...]
+    given_away: Mapping[str, tuple[tuple[str, str], ...]]
     source_path: str
 
 
@@ -95,17 +93,16 @@ class Retractions:
                 .where(DeliveryRow.object_id.in_(keys), _may_be_there())
                 .order_by(DeliveryRow.id)
             ).all()
-            given_away = {key for key, _ in away}
-            return Standing(
-                study_instance_uid,
-                tuple(keys),
-                tuple((row.sop_class_uid or "", row.sop_instance_uid or "") for row in objects if row.id in given_away),
-                tuple(dict.fromkeys(destination for _, destination in away)),
-                path,
-            )
+            uids = {row.id: (row.sop_class_uid or "", row.sop_instance_uid or "") for row in objects}
+            given_away: dict[str, tuple[tuple[str, str], ...]] = {}
+            for key, destination in away:
+                given_away[destination] = (*given_away.get(destination, ()), uids[key])
+            return Standing(study_instance_uid, tuple(keys), given_away, path)
 
-    def retract(self, standing: Standing, note: Product | None, *, reason: str, comment: str, asked_by: str) -> None:
-        """The study's objects are taken back; what was not sent stays here, and the note goes to where the others are.
+    def retract(
+        self, standing: Standing, notes: Mapping[str, Product], *, reason: str, comment: str, asked_by: str
+    ) -> None:
+        """The study's objects are taken back; what was not sent stays here, and each destination is due its note.
 
         Raises
         ------
@@ -139,8 +136,9 @@ class Retractions:
                 .where(DeliveryRow.id.in_(kept))
                 .values(state=DeliveryState.WITHDRAWN, lease_expires_at=None, holder=None)
             )
-            if note is not None:
-                enqueue(session, note, standing.destinations, retraction_id=retraction.id)
+            for note in dict.fromkeys(notes.values()):
+                going = [destination for destination, its in notes.items() if its == note]
+                enqueue(session, note, going, retraction_id=retraction.id)
             settle(session, kept)
             _end_untold(session, standing)
 

@@ -378,4 +378,4 @@ class CommitmentItemRow(Base):
     __tablename__ = "commitment_items"
 
     commitment_id: Mapped[int] = mapped_column(ForeignKey("commitments.id"), primary_key=True)
-    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), primary_key=True)
+    delivery_id: Mapped[int] = mapped_column(ForeignKey("deliveries.id"), primary_key=True, index=True)

@@ -74,6 +74,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["delivery_id"], ["deliveries.id"], name=op.f("fk_commitment_items_delivery_id")),
         sa.PrimaryKeyConstraint("commitment_id", "delivery_id", name=op.f("pk_commitment_items")),
     )
+    op.create_index(op.f("ix_commitment_items_delivery_id"), "commitment_items", ["delivery_id"])
     op.add_column("deliveries", sa.Column("proofs", sa.Integer(), server_default="0", nullable=False))
     with op.batch_alter_table("screenings", schema=None) as batch_op:
         batch_op.add_column(sa.Column("round", sa.Integer(), server_default="1", nullable=False))
@@ -146,6 +147,7 @@ def downgrade() -> None:
         AND id = (SELECT MIN(other.id) FROM objects AS other WHERE other.report_id = objects.report_id)
         """
     )
+    op.drop_index(op.f("ix_commitment_items_delivery_id"), table_name="commitment_items")
     op.drop_table("commitment_items")
     op.drop_table("commitments")
     # What the version before cannot hold: further objects of a report, and rejection notes.

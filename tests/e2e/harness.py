@@ -259,14 +259,11 @@ def destination(pacs, **changed):
     } | changed
 
 
-_numbers = itertools.count()
-
-
 def introduced(peers, port):
-    """The peers as settings; each Orthanc among them knows the node from now on, to which it reports."""
+    """The peers as settings; each Orthanc among them reports to this node from now on, and to none before it."""
     for peer in peers:
         if isinstance(pacs := peer.get("pacs"), OrthancPacs):
-            pacs.introduce(Peer(name=f"node{next(_numbers)}", ae_title="CXRSCREEN", host="127.0.0.1", port=port))
+            pacs.introduce(Peer(name="node", ae_title="CXRSCREEN", host="127.0.0.1", port=port))
     return [{key: value for key, value in peer.items() if key != "pacs"} for peer in peers]
 
 

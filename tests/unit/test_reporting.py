@@ -289,6 +289,23 @@ def test_a_retraction_names_exactly_our_objects_and_goes_to_where_they_are(desk)
         take_back(desk)
 
 
+def test_each_destination_is_told_of_what_it_may_hold_and_of_nothing_else(tmp_path, children):
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.upgrade()
+    plain = PACS.model_copy(update={"name": "plain", "objects": ("report",)})
+    desk = Desk(tmp_path, database, children, peers=(PACS, plain, PACS.model_copy(update={"name": "like pacs"})))
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    for _ in range(3):
+        send_all(desk)
+    assert take_back(desk) == (2, ("pacs", "like pacs", "plain"))
+    notes = [desk.read(row.path) for row in rows(desk, ObjectRow, kind="note")]
+    assert sorted(len(cited(note)) for note in notes) == [1, 2]
+    assert desk.outbox.counts()["plain"] == {"pending": 1, "read_back": 1}
+    database.close()
+
+
 def test_what_was_not_sent_is_withdrawn_and_needs_no_note(desk):
     desk.take(1)
     desk.screen()
