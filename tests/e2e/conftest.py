@@ -32,7 +32,7 @@ def make_node(request, tmp_path):
 
     def make(*peers, **settings):
         settings = {"sweep_s": 0.5, "retry_base_s": 0.2} | settings
-        made.append(_of_form(request, tmp_path / "node", *peers, **settings))
+        made.append(of_form(request, tmp_path / "node", *peers, **settings))
         return made[-1]
 
     yield make
@@ -43,14 +43,15 @@ def make_node(request, tmp_path):
 @pytest.fixture(scope="module", params=FORMS)
 def node(request, orthanc, tmp_path_factory):
     """A running node that screens by the shipped bundle and delivers to Orthanc, in both forms."""
-    found = _of_form(request, tmp_path_factory.mktemp("node"), destination(orthanc), bundle=STARTER, **SHORT)
+    found = of_form(request, tmp_path_factory.mktemp("node"), destination(orthanc), bundle=STARTER, **SHORT)
     try:
         yield found.start()
     finally:
         found.stop()
 
 
-def _of_form(request, folder, *peers, **settings):
+def of_form(request, folder, *peers, **settings):
+    """A node in the form that the fixture's parameter names, not started."""
     if request.param == "embedded":
         return Node(folder, *peers, **settings)
     servers = request.getfixturevalue("postgres_server"), request.getfixturevalue("redis_server")

@@ -6,6 +6,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from dicom_node.demo.instances import phantom_dataset
+from tests.e2e.conftest import FORMS, SHORT, of_form
 from tests.e2e.harness import (
     COMPREHENSIVE_3D_SR,
     SECONDARY_CAPTURE,
@@ -47,9 +48,21 @@ def study(tmp_path):
     return Study(tmp_path)
 
 
-@pytest.fixture
-def running(orthanc, make_node):
-    return make_node(destination(orthanc), study_quiet_s=QUIET_S).start()
+@pytest.fixture(scope="module", params=FORMS)
+def running(request, orthanc, tmp_path_factory):
+    """One node for the tests that set nothing of their own."""
+    found = of_form(
+        request, tmp_path_factory.mktemp("node"), destination(orthanc), **SHORT | {"study_quiet_s": QUIET_S}
+    )
+    try:
+        yield found.start()
+    finally:
+        found.stop()
+
+
+def committed(node):
+    """How many objects the PACS has committed to."""
+    return node.status()["deliveries"].get("pacs", {}).get("committed", 0)
 
 
 def of_class(orthanc, study, sop_class):
@@ -79,6 +92,7 @@ def reports_of(running, orthanc, study, count):
 
 
 def test_two_films_and_a_lateral_over_two_associations_and_a_late_one(running, orthanc, study):
+    before = committed(running)
     (first, path), (second, other) = study.film(0), study.film(1)
     lateral, side = study.film(2, ViewPosition="LL")
     assert dcmsend(running.port, path, side)[0] == 0
@@ -90,8 +104,7 @@ def test_two_films_and_a_lateral_over_two_associations_and_a_late_one(running, o
     (report,) = of_class(orthanc, study, COMPREHENSIVE_3D_SR)
     assert len(heatmaps) == 2
     assert cited(report) == {first, second} | heatmaps
-    status = running.status()
-    assert status["deliveries"]["pacs"] == {"committed": 3}
+    assert committed(running) == before + 3
 
     late, path = study.film(3)
     assert dcmsend(running.port, path)[0] == 0
@@ -106,18 +119,9 @@ def test_two_films_and_a_lateral_over_two_associations_and_a_late_one(running, o
     assert late in json.dumps(told)
 
 
-def test_a_heatmap_is_in_the_pacs_before_its_study_is_quiet(orthanc, make_node, study):
-    node = make_node(destination(orthanc), study_quiet_s=600).start()
-    _, path = study.film(0)
-    assert dcmsend(node.port, path)[0] == 0
-    wait_until(lambda: of_class(orthanc, study, SECONDARY_CAPTURE), what="the heatmap")
-    wait_until(lambda: node.status()["deliveries"].get("pacs") == {"committed": 1}, what="its proof")
-    assert of_class(orthanc, study, COMPREHENSIVE_3D_SR) == []
-    assert node.status()["reported"] == 1
-
-
 def test_a_study_is_taken_back_by_a_note_that_names_exactly_our_objects(running, orthanc, study, validators, tmp_path):
     uid, path = study.film(0)
+    before = committed(running)
     assert dcmsend(running.port, path)[0] == 0
     running.await_ended(uid)
     ours = {
@@ -132,10 +136,22 @@ def test_a_study_is_taken_back_by_a_note_that_names_exactly_our_objects(running,
     file = tmp_path / "note.dcm"
     note.save_as(file, enforce_file_format=True)
     validators(file)
-    wait_until(lambda: running.status()["deliveries"]["pacs"] == {"committed": 3}, what="the note's proof")
+    wait_until(lambda: committed(running) == before + 3, what="the note's proof")
     again = running.run("retract", study.uid, "--reason", "quality")
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
+
+
+def test_results_that_a_pacs_lost_are_sent_again_by_command(running, orthanc, study):
+    uid, path = study.film(0)
+    assert dcmsend(running.port, path)[0] == 0
+    running.await_ended(uid)
+    before = held(orthanc, study)
+    for _, _, _, key in instances(orthanc, study.uid):
+        forget(orthanc, key)
+    assert held(orthanc, study) == set()
+    assert "2 objects are sent again" in running.run("resend", study.uid).stdout
+    wait_until(lambda: held(orthanc, study) == before, what="both")
 
 
 def test_a_threshold_of_the_site_supersedes_the_report(running, orthanc, study):
@@ -154,13 +170,11 @@ def test_a_threshold_of_the_site_supersedes_the_report(running, orthanc, study):
     assert running.status()["invariant_holds"]
 
 
-def test_results_that_a_pacs_lost_are_sent_again_by_command(running, orthanc, study):
-    uid, path = study.film(0)
-    assert dcmsend(running.port, path)[0] == 0
-    running.await_ended(uid)
-    before = held(orthanc, study)
-    for _, _, _, key in instances(orthanc, study.uid):
-        forget(orthanc, key)
-    assert held(orthanc, study) == set()
-    assert "2 objects are sent again" in running.run("resend", study.uid).stdout
-    wait_until(lambda: held(orthanc, study) == before, what="both")
+def test_a_heatmap_is_in_the_pacs_before_its_study_is_quiet(orthanc, make_node, study):
+    node = make_node(destination(orthanc), study_quiet_s=600).start()
+    _, path = study.film(0)
+    assert dcmsend(node.port, path)[0] == 0
+    wait_until(lambda: of_class(orthanc, study, SECONDARY_CAPTURE), what="the heatmap")
+    wait_until(lambda: node.status()["deliveries"].get("pacs") == {"committed": 1}, what="its proof")
+    assert of_class(orthanc, study, COMPREHENSIVE_3D_SR) == []
+    assert node.status()["reported"] == 1
