@@ -84,6 +84,7 @@ class _Delivery:
         self._open = list(parcels)
         self._step = on_step
         self._stopping = stopping
+        self._sending: Parcel | None = None
 
     def run(self) -> None:
         """Each parcel was sent, proven, or told to the ledger as neither."""
@@ -100,7 +101,10 @@ class _Delivery:
         if failed is not None:
             told = "this needs a person" if failed.permanent else "it is tried again"
             log.warning("delivery: %s; %s", failed, told)
-            _none_reached(self._open, failed, outbox)
+            if self._sending is None:
+                _none_reached(self._open, failed, outbox)
+            else:
+                self._leave_behind(self._sending, failed)
         elif self._open:
             if lost.is_set():
                 log.warning("delivery: another process has the objects for %s by now", self._peer.name)
@@ -113,7 +117,9 @@ class _Delivery:
                 return
             if parcel.state is DeliveryState.PENDING:
                 self._step()
+                self._sending = parcel
                 sent = self._send(parcel, sender)
+                self._sending = None
                 self._open.remove(parcel)
                 if sent is not None:
                     self._open.append(sent)
@@ -124,11 +130,14 @@ class _Delivery:
     def _send(self, parcel: Parcel, sender: Sender) -> Parcel | None:
         """The parcel as it is to be proven; None where it was not sent, which the ledger knows then."""
         outbox = self._depot.outbox
+        if not outbox.is_to_be_sent(parcel):
+            outbox.give_back([parcel])
+            return None
         try:
             parcel = self._in_accepted_form(parcel, sender)
             status = sender.send(self._depot.archive.locate(parcel.path))
         except DeliveryError as error:
-            if error.status is None and not error.permanent:
+            if error.status is None and not error.permanent and not isinstance(error, _NoFormError):
                 raise
             log.warning("delivery of %s: %s", parcel.sop_instance_uid, error)
             outbox.not_sent(parcel, error)
@@ -147,13 +156,21 @@ class _Delivery:
         try:
             made = self._depot.reporter.in_form(parcel.report_id, wanted, parcel.delivery_id)
         except NodeError as error:
-            raise DeliveryError(f"no {wanted.name} can be made of the report: {error}", permanent=True) from error
+            told = f"no {wanted.name} can be made of the report: {error}"
+            raise _NoFormError(told, permanent=error.permanent) from error
         return replace(
             parcel,
-            path=made.file.path,
+            path=made.path,
             sop_class_uid=made.sop_class_uid,
             sop_instance_uid=made.sop_instance_uid,
         )
+
+    def _leave_behind(self, parcel: Parcel, error: DeliveryError) -> None:
+        """The association ended over the parcel, perhaps because of it: the others go before it the next time."""
+        outbox = self._depot.outbox
+        outbox.not_sent(parcel, error)
+        outbox.give_back([one for one in self._open if one is not parcel])
+        outbox.rest(self._peer.name)
 
     def _prove(self, parcels: Sequence[Parcel], sender: Sender) -> None:
         """Each object is committed to, will be, was found by a query, or is known to be unprovable."""
@@ -211,6 +228,10 @@ def _none_reached(parcels: Sequence[Parcel], error: DeliveryError, outbox: Outbo
         elif error.permanent:
             outbox.proven(parcel, DeliveryState.UNPROVEN, str(error))
         else:
-            outbox.ask_again(parcel, str(error))
-    if not error.permanent:
-        outbox.postpone(parcels[0].destination)
+            outbox.ask_again(parcel, str(error), reached=False)
+    if parcels and not error.permanent:
+        outbox.postpone(parcels[0].destination, parcels)
+
+
+class _NoFormError(DeliveryError):
+    """A fault of the one report, not of the association."""

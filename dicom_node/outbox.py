@@ -16,7 +16,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import case, func, or_, select, update
 
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
 from dicom_node.ledger import change_state
@@ -34,6 +34,7 @@ from dicom_node.tables import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Update
     from sqlalchemy.orm import Session
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from dicom_node.domain import DeliveryError
 
 OPEN = (DeliveryState.PENDING, DeliveryState.SENT)
+_LEASED = (*OPEN, DeliveryState.WITHDRAWN)  # what is withdrawn may just be on its way
 _RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
 
 
@@ -85,37 +87,35 @@ class Outbox:
 
         The destination is the one whose object has been due for the longest time.
         """
-        due = (DeliveryRow.state.in_(OPEN), DeliveryRow.not_before <= db_now())
-        served = select(DeliveryRow.destination).where(
-            DeliveryRow.state.in_(OPEN), DeliveryRow.lease_expires_at >= db_now()
-        )
-        first = (
-            select(DeliveryRow.destination)
-            .where(*due, DeliveryRow.destination.not_in(served))
-            .order_by(DeliveryRow.not_before, DeliveryRow.id)
-            .limit(1)
-        )
         with self._database.read() as session:
-            if session.scalar(first) is None:
+            if _first_due(session) is None:
                 return []
         with self._database.write(alone="outbox") as session:  # or two would find the same destination free
+            keys = _oldest_due(session, _first_due(session), limit)
             parcels = [
                 _parcel(row, produced, study or "", holder)
                 for row, produced, study in session.execute(
                     _with_objects()
-                    .where(*due, DeliveryRow.destination == session.scalar(first))
+                    .where(DeliveryRow.id.in_(keys), DeliveryRow.state.in_(OPEN))
                     .order_by(DeliveryRow.id)
-                    .limit(limit)
                     .with_for_update(of=DeliveryRow, skip_locked=True)
                 ).tuples()
             ]
             session.execute(
                 update(DeliveryRow)
                 .where(DeliveryRow.id.in_([parcel.delivery_id for parcel in parcels]))
-                .values(holder=holder, lease_expires_at=db_now(lease_s))
+                .values(holder=holder, lease_expires_at=db_now(lease_s), tries=_with_lost_try())
                 .execution_options(synchronize_session=False)
             )
             return parcels
+
+    def is_to_be_sent(self, parcel: Parcel) -> bool:
+        """Whether the object still is, by this holder: it may have been taken back, or be another's by now."""
+        waits = select(DeliveryRow.id).filter_by(
+            id=parcel.delivery_id, state=DeliveryState.PENDING, holder=parcel.holder
+        )
+        with self._database.read() as session:
+            return session.scalar(waits) is not None
 
     def sent(self, parcel: Parcel, status: int) -> None:
         """The destination answered Success or a warning: the object is there to be proven, whoever holds the row."""
@@ -127,6 +127,7 @@ class Outbox:
                 .where(DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.PENDING)
                 .values(state=DeliveryState.SENT, tries=parcel.tries + 1, proofs=0),
             )
+            changes(session, _withdrawn(parcel).values(**_RELEASED))
 
     def not_sent(self, parcel: Parcel, error: DeliveryError) -> None:
         """The try is recorded; the object is due again after a pause, or rejected where the error is permanent.
@@ -147,6 +148,7 @@ class Outbox:
                 log_try(session, parcel.delivery_id, error.status, str(error))
                 if error.permanent:
                     settle(session, [parcel.delivery_id], str(error))
+            changes(session, _withdrawn(parcel).values(**_RELEASED))
 
     def proven(self, parcel: Parcel, state: DeliveryState, detail: str | None = None) -> None:
         """It is known how far the object that was sent can be proven to be there."""
@@ -159,13 +161,18 @@ class Outbox:
                     log_try(session, parcel.delivery_id, None, detail)
                 settle(session, [parcel.delivery_id])
 
-    def ask_again(self, parcel: Parcel, detail: str) -> None:
-        """It was asked in vain whether the object is there; that is asked again after a pause."""
+    def ask_again(self, parcel: Parcel, detail: str, *, reached: bool = True) -> None:
+        """It was asked in vain whether the object is there; that is asked again after a pause.
+
+        Where the peer was not `reached` nobody was asked: it does not count, and the pause grows with the time since
+        the object was sent.
+        """
         with self._database.write() as session:
             waiting = update(DeliveryRow).where(
                 DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
             )
-            values = {"proofs": parcel.proofs + 1, "not_before": db_now(self._pause_s(parcel.proofs))}
+            pause_s = self._pause_s(parcel.proofs) if reached else self._pause_since_s(session, parcel)
+            values = {"proofs": parcel.proofs + reached, "not_before": db_now(pause_s)}
             if changes(session, waiting.values(**values, **_RELEASED)):
                 log_try(session, parcel.delivery_id, None, detail)
 
@@ -173,10 +180,10 @@ class Outbox:
         """The parcels that are still the holder's are due again, untried."""
         with self._database.write() as session:
             for parcel in parcels:
-                changes(
-                    session,
-                    update(DeliveryRow).where(DeliveryRow.id == parcel.delivery_id, *_held(parcel)).values(**_RELEASED),
+                held = update(DeliveryRow).where(
+                    DeliveryRow.id == parcel.delivery_id, DeliveryRow.holder == parcel.holder
                 )
+                changes(session, held.values(**_RELEASED))
 
     def renew(self, parcels: Sequence[Parcel], lease_s: float) -> None:
         """The caller holds the parcels for `lease_s` seconds from now, as far as they are still its own.
@@ -194,22 +201,29 @@ class Outbox:
             if not changes(session, held.values(lease_expires_at=db_now(lease_s))):
                 raise LostLeaseError(f"{len(parcels)} objects for {parcels[0].destination} lost their lease")
 
-    def postpone(self, destination: str) -> None:
-        """The peer is out of reach: none of its objects is tried before its latest pause is over.
+    def postpone(self, destination: str, tried: Sequence[Parcel] = ()) -> None:
+        """The peer is out of reach: none of its objects is tried, or asked for, before its latest pause is over.
 
-        Those that somebody sends at this moment are left alone.
+        That is the latest of those that are to be sent and of those that were `tried`. Those that somebody sends at
+        this moment are left alone.
         """
-        pending = (DeliveryRow.destination == destination, DeliveryRow.state == DeliveryState.PENDING)
-        free = or_(DeliveryRow.lease_expires_at.is_(None), DeliveryRow.lease_expires_at < db_now())
+        keys = [parcel.delivery_id for parcel in tried]
         with self._database.write() as session:
-            until = session.scalar(select(func.max(DeliveryRow.not_before)).where(*pending))
-            rows = select(DeliveryRow.id).where(*pending, free).order_by(DeliveryRow.id)
-            session.execute(
-                update(DeliveryRow)
-                .where(DeliveryRow.id.in_(rows.with_for_update(skip_locked=True)))
-                .values(not_before=until)
-                .execution_options(synchronize_session=False)
+            until = session.scalar(
+                select(func.max(DeliveryRow.not_before)).where(
+                    DeliveryRow.destination == destination,
+                    or_(
+                        DeliveryRow.state == DeliveryState.PENDING,
+                        (DeliveryRow.state == DeliveryState.SENT) & DeliveryRow.id.in_(keys),
+                    ),
+                )
             )
+            _postpone(session, destination, until)
+
+    def rest(self, destination: str) -> None:
+        """None of the objects is tried for a first pause; those that somebody sends at this moment are left alone."""
+        with self._database.write() as session:
+            _postpone(session, destination, session.scalar(select(db_now(self._retry_base_s))))
 
     def send_again(self, *, destination: str | None = None, study_instance_uid: str | None = None) -> int:
         """What was rejected, or could not be proven, is due once more; returns how many objects that are.
@@ -243,8 +257,9 @@ class Outbox:
 
     def recover(self) -> None:
         """What a dead process held is due again: only where the caller is the only one that delivers."""
+        held = update(DeliveryRow).where(DeliveryRow.state.in_(_LEASED), DeliveryRow.holder.is_not(None))
         with self._database.write() as session:
-            session.execute(update(DeliveryRow).values(**_RELEASED))
+            session.execute(held.values(tries=_with_lost_try(), **_RELEASED))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Objects by destination and state."""
@@ -273,6 +288,15 @@ class Outbox:
         )
         with self._database.read() as session:
             return {destination: str(detail) for destination, detail in session.execute(query).tuples()}
+
+    def _pause_since_s(self, session: Session, parcel: Parcel) -> float:
+        """As long as the object has been there, between the first and the longest pause."""
+        answered = select(func.max(DeliveryTryRow.at)).where(
+            DeliveryTryRow.delivery_id == parcel.delivery_id, DeliveryTryRow.status.is_not(None)
+        )
+        at, now = session.scalar(answered), session.scalars(select(db_now())).one()
+        since_s = (now - at).total_seconds() if at is not None else 0.0
+        return min(self._retry_max_s, max(self._retry_base_s, since_s)) * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _pause_s(self, times: int) -> float:
         """It doubles, and is spread: not all that failed together come back together."""
@@ -307,6 +331,8 @@ def settle_screening(session: Session, screening: ScreeningRow, detail: str | No
     if states & set(OPEN):
         return
     ends: dict[str, Any] = {"old": State.REPORTED, "new": State.DELIVERED if states else State.WITHHELD}
+    if states == {DeliveryState.WITHDRAWN}:
+        ends |= {"new": State.WITHHELD, "reason": "retracted"}
     if DeliveryState.REJECTED in states:
         ends |= {"new": State.FAILED, "reason": REJECTED, "detail": detail}
     change_state(session, screening.id, screening.attempt, **ends)
@@ -363,6 +389,78 @@ def changes(session: Session, statement: Update) -> bool:
     return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
 
+def _first_due(session: Session) -> str | None:
+    """The destination that nobody serves whose object has been due for the longest time.
+
+    Asked by state, so that an index gives the order however long a queue has become.
+    """
+    served = select(DeliveryRow.destination).where(
+        DeliveryRow.state.in_(_LEASED), DeliveryRow.lease_expires_at >= db_now()
+    )
+    longest: tuple[datetime, int, str] | None = None
+    for state in OPEN:
+        found = (
+            session.execute(
+                select(DeliveryRow.not_before, DeliveryRow.id, DeliveryRow.destination)
+                .where(DeliveryRow.state == state, DeliveryRow.not_before <= db_now())
+                .where(DeliveryRow.destination.not_in(served))
+                .order_by(DeliveryRow.not_before, DeliveryRow.id)
+                .limit(1)
+            )
+            .tuples()
+            .first()
+        )
+        if found is not None:
+            longest = min(longest or found, found)
+    return None if longest is None else longest[2]
+
+
+def _oldest_due(session: Session, destination: str | None, limit: int) -> list[int]:
+    """The deliveries of the destination that were begun first, of those that are due."""
+    found: list[int] = []
+    for state in OPEN:
+        found += session.scalars(
+            select(DeliveryRow.id)
+            .where(DeliveryRow.state == state, DeliveryRow.destination == destination)
+            .where(DeliveryRow.not_before <= db_now())
+            .order_by(DeliveryRow.id)
+            .limit(limit)
+        )
+    return sorted(found)[:limit]
+
+
+def _postpone(session: Session, destination: str, until: datetime | None) -> None:
+    """What is open at the destination, held by nobody and due before then is due then."""
+    free = or_(DeliveryRow.lease_expires_at.is_(None), DeliveryRow.lease_expires_at < db_now())
+    rows = (
+        select(DeliveryRow.id)
+        .where(DeliveryRow.state.in_(OPEN), DeliveryRow.destination == destination)
+        .where(DeliveryRow.not_before < until, free)
+        .order_by(DeliveryRow.id)
+    )
+    session.execute(
+        update(DeliveryRow)
+        .where(DeliveryRow.id.in_(rows.with_for_update(skip_locked=True)))
+        .values(not_before=until)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _with_lost_try() -> ColumnElement[int]:
+    """The tries of a delivery whose holder is gone: it may have sent the object, and nobody heard the answer."""
+    lost = (DeliveryRow.state == DeliveryState.PENDING) & DeliveryRow.holder.is_not(None)
+    return case((lost, DeliveryRow.tries + 1), else_=DeliveryRow.tries)
+
+
+def _withdrawn(parcel: Parcel) -> Update:
+    """The parcel's row where it was taken back while its holder sent it."""
+    return update(DeliveryRow).where(
+        DeliveryRow.id == parcel.delivery_id,
+        DeliveryRow.state == DeliveryState.WITHDRAWN,
+        DeliveryRow.holder == parcel.holder,
+    )
+
+
 def _study() -> ColumnElement[str]:
     """The study of an object of `_with_objects`."""
     return func.coalesce(ReportRow.study_instance_uid, InstanceRow.study_instance_uid, RetractionRow.study_instance_uid)
@@ -390,7 +488,7 @@ def _parcel(row: DeliveryRow, produced: ObjectRow, study_instance_uid: str, hold
         study_instance_uid=study_instance_uid,
         sop_class_uid=produced.sop_class_uid or "",
         sop_instance_uid=produced.sop_instance_uid or "",
-        tries=row.tries,
+        tries=row.tries + (row.state == DeliveryState.PENDING and row.holder is not None),  # `_with_lost_try`
         proofs=row.proofs,
         report_id=produced.report_id,
     )

@@ -50,7 +50,7 @@ class Proofs:
             )
             session.add(row)
             session.flush()
-            for parcel in parcels:
+            for parcel in sorted(parcels, key=lambda one: one.delivery_id):  # the order in which all lock them
                 session.add(CommitmentItemRow(commitment_id=row.id, delivery_id=parcel.delivery_id))
                 waiting = update(DeliveryRow).where(
                     DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
@@ -82,6 +82,7 @@ class Proofs:
                 .join(ObjectRow, ObjectRow.id == DeliveryRow.object_id)
                 .where(CommitmentItemRow.commitment_id == commitment.id, DeliveryRow.state.in_(_UNPROVEN))
                 .order_by(DeliveryRow.id)
+                .with_for_update(of=DeliveryRow)
             ).tuples()
             committed, ended = set(report.committed), []
             for row, found in rows:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dicom_node.archive import Archive, Product
     from dicom_node.children import Children
     from dicom_node.config import Settings
-    from dicom_node.reports import Draft, Reports, Source
+    from dicom_node.reports import Draft, Form, Reports, Source
 
 log = logging.getLogger(__name__)
 
@@ -58,23 +58,24 @@ class Reporter:
             try:
                 made = _result(future)
             except NodeError as error:
-                self._not_built(draft, error)
+                self._not_built(draft, error, on_step)
             else:
                 self._issue(draft, made)
         return len(found)
 
-    def in_form(self, report_id: int, sop_class_uid: str, delivery_id: int) -> Product:
-        """The same report as an object of another SR SOP Class, to which the delivery is turned.
+    def in_form(self, report_id: int, sop_class_uid: str, delivery_id: int) -> Form:
+        """The same report as an object of another SR SOP Class, made once, to which the delivery is turned.
 
         Raises
         ------
         NodeError
-            Where it cannot be made.
+            Where it cannot be made, or is not to be sent any more.
         """
+        if (known := self._reports.turn(delivery_id, report_id, sop_class_uid)) is not None:
+            return known
         draft = self._reports.draft_of(report_id)
         made = _result(self._begin(draft, draft.sources, sop_class_uid))
-        self._reports.add_form(report_id, made, delivery_id)
-        return made
+        return self._reports.add_form(report_id, made, delivery_id)
 
     def _issue(self, draft: Draft, made: Product) -> None:
         wanted = destinations(
@@ -83,13 +84,20 @@ class Reporter:
             flagged=any(source.flagged for source in draft.sources),
             senders={source.calling_ae_title for source in draft.sources},
         )
-        if self._reports.issue(draft, made, wanted) is not None:
+        # It follows those that it replaces, but not to a peer that left the settings, where it could never arrive.
+        there = {peer.name for peer in self._settings.destinations}
+        replaced = tuple(
+            replace(one, destinations=tuple(name for name in one.destinations if name in there))
+            for one in draft.predecessors
+        )
+        if self._reports.issue(replace(draft, predecessors=replaced), made, wanted) is not None:
             log.info("report %s of %d images", made.sop_instance_uid, len(draft.sources))
 
-    def _not_built(self, draft: Draft, error: NodeError) -> None:
+    def _not_built(self, draft: Draft, error: NodeError, on_step: Callable[[], None]) -> None:
         """Those of the new images are at fault with which alone no report can be made; where each could, all are."""
         faults = {}
         for source in draft.untold if len(draft.sources) > 1 else ():
+            on_step()
             try:
                 _result(self._begin(draft, [source]))
             except NodeError as alone:

@@ -10,9 +10,9 @@ from sqlalchemy.orm import aliased
 
 from dicom_node import predictions
 from dicom_node.bundle import parse_manifest
-from dicom_node.domain import DeliveryState, ObjectKind, State
+from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
 from dicom_node.ledger import change_state
-from dicom_node.outbox import REJECTED, enqueue, settle_screening
+from dicom_node.outbox import REJECTED, changes, enqueue, settle_screening
 from dicom_node.tables import (
     DeliveryRow,
     InstanceRow,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from dicom_node.archive import Product
@@ -92,6 +93,15 @@ class Predecessor:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """A report as an object of one SOP Class."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Everything that a report is made of."""
 
@@ -123,12 +133,13 @@ class Reports:
             ScreeningRow.state == State.REPORTED,
             ScreeningRow.report_id.is_(None),
             ScreeningRow.replaced_by.is_(None),
-            or_(ScreeningRow.not_before.is_(None), ScreeningRow.not_before <= db_now()),
+            or_(*_not_put_off()),
         ]
         if quiet_s > 0:
             same = other.study_instance_uid == InstanceRow.study_instance_uid
             conditions += [
-                ~exists().where(same, other.received_at > db_now(-quiet_s)),
+                # What came "later than now" came before the clock was set back: it keeps nobody waiting.
+                ~exists().where(same, other.received_at > db_now(-quiet_s), other.received_at <= db_now()),
                 ~exists().where(
                     same,
                     sibling.instance_id == other.id,
@@ -150,7 +161,7 @@ class Reports:
             return [DueStudy(*row) for row in session.execute(query).tuples()]
 
     def draft(self, due: DueStudy) -> Draft:
-        """What the study's next report is made of: every image that was screened and not withdrawn."""
+        """What the study's next report is made of: every image that was screened, not withdrawn and not put off."""
         rejected = (ScreeningRow.state == State.FAILED) & (ScreeningRow.reason == REJECTED)
         told = (
             _sources()
@@ -160,6 +171,7 @@ class Reports:
                 ScreeningRow.purpose == due.purpose,
                 ScreeningRow.replaced_by.is_(None),
                 or_(ScreeningRow.state.in_(_TOLD), rejected),
+                or_(ScreeningRow.report_id.is_not(None), *_not_put_off()),
                 ObjectRow.retraction_id.is_(None),
             )
             .order_by(InstanceRow.sop_instance_uid)
@@ -204,7 +216,14 @@ class Reports:
         None where another process was faster, or the study has changed since the draft was made: nothing was written.
         """
         due = draft.due
-        with self._database.write(alone="reports") as session:
+        with self._database.write(alone="outbox") as session:  # nothing is taken back meanwhile
+            # Before anything refers to them: to refer is to lock, and others lock them in this order.
+            screenings = session.scalars(
+                select(ScreeningRow)
+                .where(ScreeningRow.id.in_([source.screening_id for source in draft.sources]))
+                .order_by(ScreeningRow.id)
+                .with_for_update()
+            ).all()
             if not self._is_as_drafted(session, draft):
                 return None
             version = select(func.max(ReportRow.version)).filter_by(
@@ -230,12 +249,6 @@ class Reports:
                 .where(ReportRow.id.in_([predecessor.report_id for predecessor in draft.predecessors]))
                 .values(replaced_by=report.id)
             )
-            screenings = session.scalars(
-                select(ScreeningRow)
-                .where(ScreeningRow.id.in_([source.screening_id for source in draft.sources]))
-                .order_by(ScreeningRow.id)
-                .with_for_update()
-            ).all()
             for screening in screenings:
                 screening.report_id = report.id
             session.flush()
@@ -243,18 +256,29 @@ class Reports:
                 settle_screening(session, screening)
             return report.id
 
-    def add_form(self, report_id: int, made: Product, delivery_id: int) -> None:
-        """The report has one more object, of another SOP Class, and the delivery is of that one from now on."""
-        with self._database.write(alone="reports") as session:
-            known = session.scalar(
-                select(ObjectRow.id).filter_by(report_id=report_id, sop_instance_uid=made.sop_instance_uid)
-            )
-            object_id = known or enqueue(session, made, (), report_id=report_id).id
-            session.execute(
-                update(DeliveryRow)
-                .where(DeliveryRow.id == delivery_id, DeliveryRow.state == DeliveryState.PENDING)
-                .values(object_id=object_id)
-            )
+    def turn(self, delivery_id: int, report_id: int, sop_class_uid: str) -> Form | None:
+        """The delivery is of the report's object of that SOP Class from now on; None where it has none yet.
+
+        Raises
+        ------
+        LostLeaseError
+            Where the object is not to be sent any more.
+        """
+        with self._database.write(alone="outbox") as session:
+            known = _form(session, report_id, sop_class_uid)
+            return None if known is None else _turned(session, delivery_id, known)
+
+    def add_form(self, report_id: int, made: Product, delivery_id: int) -> Form:
+        """The report has one object of that SOP Class, the first that was made, and the delivery is of it from now on.
+
+        Raises
+        ------
+        LostLeaseError
+            Where the object is not to be sent any more; nothing was written.
+        """
+        with self._database.write(alone="outbox") as session:
+            row = _form(session, report_id, made.sop_class_uid) or enqueue(session, made, (), report_id=report_id)
+            return _turned(session, delivery_id, row)
 
     def fail(self, screening_id: int, error: NodeError) -> None:
         """No report can tell of this screening: it is `failed`, where it still was to be told of."""
@@ -322,6 +346,25 @@ def _load(session: Session, query: Any, manifest_json: str) -> tuple[Source, ...
         )
         for screening, instance, heatmap in session.execute(query).tuples().all()
     )
+
+
+def _not_put_off() -> tuple[ColumnElement[bool], ...]:
+    return ScreeningRow.not_before.is_(None), ScreeningRow.not_before <= db_now()
+
+
+def _form(session: Session, report_id: int, sop_class_uid: str) -> ObjectRow | None:
+    """The report's object of that SOP Class.
+
+    Made again, after an upgrade or with other settings, it would be another one under another UID.
+    """
+    return session.scalars(select(ObjectRow).filter_by(report_id=report_id, name=sop_class_uid)).one_or_none()
+
+
+def _turned(session: Session, delivery_id: int, row: ObjectRow) -> Form:
+    waiting = update(DeliveryRow).where(DeliveryRow.id == delivery_id, DeliveryRow.state == DeliveryState.PENDING)
+    if not changes(session, waiting.values(object_id=row.id)):
+        raise LostLeaseError(f"delivery {delivery_id} is not to be made any more")
+    return Form(row.sop_class_uid or "", row.sop_instance_uid or "", row.path)
 
 
 def _untold(session: Session, screening_id: int) -> ScreeningRow | None:

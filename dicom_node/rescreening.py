@@ -10,11 +10,13 @@ from sqlalchemy import func, or_, select
 from dicom_node.bundle import parse_manifest
 from dicom_node.database import Database
 from dicom_node.domain import NodeError, ObjectKind, Purpose, State
-from dicom_node.ledger import log_transition
+from dicom_node.ledger import change_state, log_transition
 from dicom_node.releases import newest_thresholds
 from dicom_node.tables import InstanceRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sqlalchemy.orm import Session
 
     from dicom_node.config import Settings
@@ -29,10 +31,11 @@ class RescreeningError(NodeError):
 
 
 def rescreen(settings: Settings, study_instance_uid: str) -> int:
-    """The study's images wait for the release that is active now; returns how many do.
+    """The study's images wait for the release that is active now, or for their report; returns how many do.
 
     Those that this release has screened by the thresholds that count now, or that are being screened, are left alone:
-    the same would be said of them under the same UIDs. New results name those that they replace.
+    the same would be said of them; where only their report failed, it is made anew. New results name those that they
+    replace.
 
     Raises
     ------
@@ -66,7 +69,11 @@ def rescreen(settings: Settings, study_instance_uid: str) -> int:
             ]
             for screening in anew:
                 _replace(session, screening, release.id)
-            return len(anew)
+            untold = [screening for screening, _ in found if screening not in anew and _is_untold(session, screening)]
+            for screening in untold:
+                again: dict[str, Any] = {"failures": 0, "not_before": None, "reason": None, "detail": None}
+                change_state(session, screening.id, screening.attempt, State.FAILED, State.REPORTED, **again)
+            return len(anew) + len(untold)
 
 
 def _would_differ(session: Session, screening: ScreeningRow, release: ReleaseRow) -> bool:
@@ -81,6 +88,12 @@ def _would_differ(session: Session, screening: ScreeningRow, release: ReleaseRow
         for target in parse_manifest(release.manifest).targets
     }
     return dict(session.execute(told).tuples().all()) != now
+
+
+def _is_untold(session: Session, screening: ScreeningRow) -> bool:
+    """Whether it has a heatmap that stands, and failed when its report was made."""
+    drawn = select(ObjectRow.id).filter_by(screening_id=screening.id, kind=ObjectKind.HEATMAP, retraction_id=None)
+    return screening.state == State.FAILED and screening.report_id is None and session.scalar(drawn) is not None
 
 
 def _replace(session: Session, screening: ScreeningRow, release_id: int) -> None:

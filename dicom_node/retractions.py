@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import func, or_, select, update
 
 from dicom_node.domain import DeliveryState, NodeError, ObjectKind, State
 from dicom_node.ledger import change_state
@@ -22,7 +22,7 @@ from dicom_node.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from sqlalchemy.orm import Session
@@ -87,17 +87,10 @@ class Retractions:
                 raise RetractionError(
                     f"no result of study {study_instance_uid} stands: nothing was made, or all is back"
                 )
-            keys = [row.id for row in objects]
-            away = session.execute(
-                select(DeliveryRow.object_id, DeliveryRow.destination)
-                .where(DeliveryRow.object_id.in_(keys), _may_be_there())
-                .order_by(DeliveryRow.id)
-            ).all()
-            uids = {row.id: (row.sop_class_uid or "", row.sop_instance_uid or "") for row in objects}
-            given_away: dict[str, tuple[tuple[str, str], ...]] = {}
-            for key, destination in away:
-                given_away[destination] = (*given_away.get(destination, ()), uids[key])
-            return Standing(study_instance_uid, tuple(keys), given_away, path)
+            deliveries = session.scalars(_deliveries(row.id for row in objects)).all()
+            return Standing(
+                study_instance_uid, tuple(row.id for row in objects), _given_away(objects, deliveries), path
+            )
 
     def retract(
         self, standing: Standing, notes: Mapping[str, Product], *, reason: str, comment: str, asked_by: str
@@ -119,28 +112,45 @@ class Retractions:
             )
             session.add(retraction)
             session.flush()
+            objects = session.scalars(_objects(standing.study_instance_uid)).all()
             taken = session.execute(
                 update(ObjectRow)
                 .where(ObjectRow.id.in_(standing.object_ids), ObjectRow.retraction_id.is_(None))
                 .values(retraction_id=retraction.id)
             )
-            now = {row.id for row in session.scalars(_objects(standing.study_instance_uid))}
+            now = session.scalar(_objects(standing.study_instance_uid).with_only_columns(func.count(ObjectRow.id)))
+            changed = RetractionError(f"study {standing.study_instance_uid} has just changed: try again")
             if taken.rowcount != len(standing.object_ids) or now:  # type: ignore[attr-defined]
-                raise RetractionError(f"study {standing.study_instance_uid} has just changed: try again")
-            of_these = DeliveryRow.object_id.in_(standing.object_ids)
-            kept = session.scalars(
-                select(DeliveryRow.id).where(of_these, DeliveryRow.state == DeliveryState.PENDING)
-            ).all()
+                raise changed
+            deliveries = session.scalars(_deliveries(standing.object_ids).with_for_update()).all()
+            for destination, its in _given_away(objects, deliveries).items():
+                if not set(its) <= set(standing.given_away.get(destination, ())):
+                    raise changed
+            kept = [row.id for row in deliveries if row.state == DeliveryState.PENDING]
+            # Who sends one at this moment keeps its lease, so that the note, which names it, goes after it.
             session.execute(
                 update(DeliveryRow)
                 .where(DeliveryRow.id.in_(kept))
-                .values(state=DeliveryState.WITHDRAWN, lease_expires_at=None, holder=None)
+                .values(state=DeliveryState.WITHDRAWN)
+                .execution_options(synchronize_session=False)
             )
             for note in dict.fromkeys(notes.values()):
                 going = [destination for destination, its in notes.items() if its == note]
                 enqueue(session, note, going, retraction_id=retraction.id)
+            _lock_screenings(session, standing.study_instance_uid)
             settle(session, kept)
             _end_untold(session, standing)
+
+
+def _lock_screenings(session: Session, study_instance_uid: str) -> None:
+    """Those of the study are the transaction's, taken in the order in which all take them."""
+    session.execute(
+        select(ScreeningRow.id)
+        .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+        .where(InstanceRow.study_instance_uid == study_instance_uid)
+        .order_by(ScreeningRow.id)
+        .with_for_update(of=ScreeningRow)
+    ).all()
 
 
 def _end_untold(session: Session, standing: Standing) -> None:
@@ -160,9 +170,27 @@ def _end_untold(session: Session, standing: Standing) -> None:
         change_state(session, screening.id, screening.attempt, State.REPORTED, State.WITHHELD, reason="retracted")
 
 
-def _may_be_there() -> ColumnElement[bool]:
-    never = (DeliveryRow.state.in_((DeliveryState.PENDING, DeliveryState.REJECTED))) & (DeliveryRow.tries == 0)
-    return ~never & (DeliveryRow.state != DeliveryState.WITHDRAWN)
+def _deliveries(object_ids: Iterable[int]) -> Any:
+    return select(DeliveryRow).where(DeliveryRow.object_id.in_(list(object_ids))).order_by(DeliveryRow.id)
+
+
+def _given_away(
+    objects: Sequence[ObjectRow], deliveries: Sequence[DeliveryRow]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """By destination, SOP Class and Instance UIDs of the objects that it may hold."""
+    uids = {row.id: (row.sop_class_uid or "", row.sop_instance_uid or "") for row in objects}
+    found: dict[str, tuple[tuple[str, str], ...]] = {}
+    for row in deliveries:
+        if _may_be_there(row):
+            found[row.destination] = (*found.get(row.destination, ()), uids[row.object_id])
+    return found
+
+
+def _may_be_there(row: DeliveryRow) -> bool:
+    """Whether it was sent, or somebody may be sending it now or have died over it."""
+    if row.state in (DeliveryState.PENDING, DeliveryState.REJECTED):
+        return row.tries > 0 or row.holder is not None
+    return row.state != DeliveryState.WITHDRAWN
 
 
 def _objects(study_instance_uid: str) -> Any:

@@ -2,8 +2,8 @@
 
 The same screening told twice has the same UIDs, so that a retry is a duplicate and not a second result; another
 release, threshold or version of this program makes other objects, and so other UIDs: an archive that does not
-overwrite would keep the first content under a reused UID, silently. The time of the prediction is not part of it: the
-ledger keeps one prediction of an image and release, and results are built from that one alone.
+overwrite would keep the first content under a reused UID, silently. The time of the prediction, which the ledger keeps
+and the objects tell, is part of it: a study may be screened anew by a release, or thresholds, that it had before.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def heatmap_uid(
     weights_sha256: str,
     size: int,
     answer: str,
+    predicted_at: str,
 ) -> UID:
     """SOP Instance UID of the heatmap of one source image.
 
@@ -60,6 +61,8 @@ def heatmap_uid(
     answer
         A digest of all else that the picture shows of the prediction, its maps among it: a live and a later screening
         of one image may differ in a digit.
+    predicted_at
+        When the prediction was made, in UTC: it stands in the object.
     """
     return derive_uid(
         "heatmap",
@@ -71,6 +74,7 @@ def heatmap_uid(
         weights_sha256,
         str(size),
         answer,
+        predicted_at,
         __version__,
     )
 

@@ -95,6 +95,9 @@ def upgrade() -> None:
         batch_op.create_foreign_key(op.f("fk_objects_retraction_id"), "retractions", ["retraction_id"], ["id"])
         batch_op.create_unique_constraint(op.f("uq_objects_report_id_name"), ["report_id", "name"])
     _adopt_reports_of_images()
+    # The end of a delivery until now; from now on one whose proof is to come, which nobody may ask for all that was
+    # ever sent while new results wait.
+    op.execute("UPDATE deliveries SET state = 'unproven' WHERE state = 'sent'")
 
 
 def _adopt_reports_of_images() -> None:

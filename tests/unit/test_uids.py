@@ -18,6 +18,7 @@ HEATMAP = {
     "weights_sha256": "aa",
     "size": 1024,
     "answer": "bb",
+    "predicted_at": "2026-01-02T03:04:05+00:00",
 }
 IMAGE = ReportedImage("1.2.3", "1.2.4", {"covid": "balanced"}, {"covid": 0.5})
 REPORT = {
