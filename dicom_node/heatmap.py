@@ -78,6 +78,7 @@ def build_heatmap(
         weights_sha256=weights_sha256(manifest),
         size=size,
         answer=_digest(prediction),
+        predicted_at=when,
     )
     picture = draw_heatmap(pixels, prediction, manifest, size=size)
     heatmap = deepcopy(blank())
