@@ -165,7 +165,8 @@ def _describe(heatmap: Dataset, source: Dataset, prediction: Prediction) -> None
             setattr(heatmap, keyword, source[keyword].value)
     heatmap.DerivationDescription = "AI output over the X-ray. For research, not for diagnostic use"
     if prediction.maps:
-        heatmap.DerivationCodeSequence = [CodedConcept("130403", "DCM", "Gradient-weighted class activation")]
+        # Of whatever kind: members explain themselves by Grad-CAM, occlusion or reconstruction (CID 217 has the first).
+        heatmap.DerivationCodeSequence = [CodedConcept("130401", "DCM", "Visual explanation")]
     image = Dataset()
     image.ReferencedSOPClassUID = source.SOPClassUID
     image.ReferencedSOPInstanceUID = source.SOPInstanceUID
