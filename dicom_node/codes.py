@@ -84,13 +84,16 @@ THRESHOLD = Known("122411", "DCM", "Threshold Value", "TID 300 row 1: what a que
 NO_UNITS = Known("1", "UCUM", "no units", "TID 300 row 1: unit of every number of a question and of a member")
 POSITIVE = Known("10828004", "SCT", "Positive", "TID 1501 row 11: answer to a question that is flagged")
 NEGATIVE = Known("260385009", "SCT", "Negative", "TID 1501 row 11: answer to a question that is not flagged")
-UNDETERMINED = Known(
-    "373068000", "SCT", "Undetermined", "TID 1501 row 11: answer where the members disagree too far, and its normality"
-)
+UNDETERMINED = Known("373068000", "SCT", "Undetermined", "TID 1501 row 11: answer where the members disagree too far")
 NORMALITY = Known("121402", "DCM", "Normality", "TID 1501 row 11: beside a question that asks for any abnormality")
 NORMAL = Known("17621005", "SCT", "Normal", "TID 1501 row 11: Normality")
 ABNORMAL = Known("263654008", "SCT", "Abnormal", "TID 1501 row 11: Normality")
-VISUAL_EXPLANATION = Known("130401", "DCM", "Visual explanation", "TID 1501 row 9d: the heatmap")
+NORMALITY_UNDETERMINED = Known(
+    "371934000", "SCT", "Normality Undetermined", "TID 1501 row 11: Normality where the members disagree too far"
+)
+VISUAL_EXPLANATION = Known(
+    "130401", "DCM", "Visual explanation", "TID 1501 row 9d: the heatmap; and its Derivation Code Sequence (0008,9215)"
+)
 COMMENT = Known("121106", "DCM", "Comment", "TID 1501 row 12: what is said to the reader")
 FINDING = Known("121071", "DCM", "Finding", "TID 1410: of a region; never of a question, which it would assert")
 SELECTED_REGION = Known("111099", "DCM", "Selected region", "TID 1410: Finding")
@@ -111,7 +114,11 @@ MEAN_SCORE = Known(
 KNOWN: dict[str, Known] = {name: code for name, code in list(globals().items()) if isinstance(code, Known)}
 
 ANSWERS = {Decision.FLAGGED: POSITIVE, Decision.NOT_FLAGGED: NEGATIVE, Decision.INDETERMINATE: UNDETERMINED}
-NORMALITIES = {Decision.FLAGGED: ABNORMAL, Decision.NOT_FLAGGED: NORMAL, Decision.INDETERMINATE: UNDETERMINED}
+NORMALITIES = {
+    Decision.FLAGGED: ABNORMAL,
+    Decision.NOT_FLAGGED: NORMAL,
+    Decision.INDETERMINATE: NORMALITY_UNDETERMINED,  # CID 222 has one of its own
+}
 # By Modality (0008,0060), and by SOP class where that is empty (CID 29).
 MODALITIES = {"CR": COMPUTED_RADIOGRAPHY, "DX": DIGITAL_RADIOGRAPHY, "RG": RADIOGRAPHIC_IMAGING}
 MODALITIES_BY_SOP_CLASS = {

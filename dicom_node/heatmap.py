@@ -78,7 +78,7 @@ def build_heatmap(
         weights_sha256=weights_sha256(manifest),
         size=size,
         answer=_digest(prediction),
-        predicted_at=when.astimezone(UTC).isoformat(),
+        predicted_at=when,
     )
     picture = draw_heatmap(pixels, prediction, manifest, size=size)
     heatmap = deepcopy(blank())
@@ -165,7 +165,8 @@ def _describe(heatmap: Dataset, source: Dataset, prediction: Prediction) -> None
             setattr(heatmap, keyword, source[keyword].value)
     heatmap.DerivationDescription = "AI output over the X-ray. For research, not for diagnostic use"
     if prediction.maps:
-        heatmap.DerivationCodeSequence = [CodedConcept("130403", "DCM", "Gradient-weighted class activation")]
+        # Of whatever kind: members explain themselves by Grad-CAM, occlusion or reconstruction (CID 217 has the first).
+        heatmap.DerivationCodeSequence = [CodedConcept("130401", "DCM", "Visual explanation")]
     image = Dataset()
     image.ReferencedSOPClassUID = source.SOPClassUID
     image.ReferencedSOPInstanceUID = source.SOPInstanceUID

@@ -26,7 +26,7 @@ CAPTION = (
     "Colour: where the networks looked, relative to the strongest point; outline: the region around that point, down "
     "to half of it. There is colour on every image, with a finding or without. Not the extent of disease."
 )
-ASKED = "The large picture is of the first question alone."
+ASKED = "The large picture is of the first question alone, {}."
 _SCALE = ("relative", "activation")
 PANELS = "Small pictures: the map of each method, relative to its own strongest point."
 UNCOUNTED = "* has no say in the first question, and no part in the large picture."
@@ -179,7 +179,7 @@ def layout(rows: int, columns: int, prediction: Prediction, manifest: Manifest, 
     top += margin
     for remark in remark_texts(prediction):
         top = sheet.write(wrapped(remark, small, inner), small, TEXT, top, margin)
-    for said in (_caption(prediction, grid), _made_by(prediction)):
+    for said in (_caption(prediction, manifest, grid), _made_by(prediction)):
         top = sheet.write(wrapped(said, small, inner), small, QUIET, top, margin)
     return Layout(
         height=top + margin,
@@ -324,13 +324,13 @@ def _place(sheet: _Sheet, grid: _Grid, top: int, left: int) -> tuple[Panel, ...]
     return tuple(panels)
 
 
-def _caption(prediction: Prediction, grid: _Grid) -> str:
+def _caption(prediction: Prediction, manifest: Manifest, grid: _Grid) -> str:
     """What the colours mean."""
     if not prediction.maps:
         return NO_HEATMAP
     said = [CAPTION]
     if len(prediction.targets) > 1:
-        said.append(ASKED)
+        said.append(ASKED.format(manifest.targets[0].title[:LONGEST_TITLE]))
     if grid.maps:
         said.append(PANELS)
     if grid.uncounted:

@@ -177,6 +177,7 @@ def _uid(
                     for result in image.prediction.targets
                 },
                 thresholds(image.prediction),
+                image.predicted_at,
             )
             for image in images
         ],

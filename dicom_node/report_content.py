@@ -58,7 +58,10 @@ NOT_FOR_DIAGNOSIS = (
     "Research software, not for diagnostic use. An algorithm made this result and no person has checked it; "
     "it must not guide the care of a patient."
 )
-REGION = "Where the networks looked: at least half of the strongest activation. Not the extent of disease."
+REGION = (
+    "Where the networks looked, asked for: {}. At least half of the strongest activation; there is such a region on "
+    "every image, with a finding or without. Not the extent of disease."
+)
 
 
 def report_items(
@@ -226,7 +229,7 @@ def _region(box: tuple[float, float, float, float], image: Screened, manifest: M
         *_algorithm(ensemble_algorithm(manifest), ()),
         CodeItem(CONTAINS, c.GEOMETRIC_PURPOSE, value=c.BOUNDED_BY),
         _outline(image.source, CONTAINS, c.IMAGE_REGION, corners),
-        _comment(REGION),
+        _comment(REGION.format(manifest.targets[0].title)),  # its weights made the region
     )
     return Container(CONTAINS, c.MEASUREMENT_GROUP, items, "1410")
 

@@ -1,9 +1,9 @@
-"""Every UID that the node gives away, derived from what decides what is said: source, release, thresholds, program.
+"""Every UID that the node gives away, derived from what decides what is said: prediction, release, thresholds, program.
 
 The same screening told twice has the same UIDs, so that a retry is a duplicate and not a second result; another
-release, threshold or version of this program makes other objects, and so other UIDs: an archive that does not
-overwrite would keep the first content under a reused UID, silently. The time of the prediction, which the ledger keeps
-and the objects tell, is part of it: a study may be screened anew by a release, or thresholds, that it had before.
+prediction, release, threshold or version of this program makes other objects, and so other UIDs: an archive that does
+not overwrite would keep the first content under a reused UID, silently. An image that is screened again, over another
+release and back, may be given the very same answer; the time of the prediction tells these results apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import dataclass
+from datetime import UTC
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from dicom_node import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
 
 # Of this project, for ever: changing it renames everything that was ever derived.
 NAMESPACE = uuid.UUID("5c98d5d2-7b54-4a72-82d7-9d4c91250285")
@@ -46,7 +48,7 @@ def heatmap_uid(
     weights_sha256: str,
     size: int,
     answer: str,
-    predicted_at: str,
+    predicted_at: datetime,
 ) -> UID:
     """SOP Instance UID of the heatmap of one source image.
 
@@ -62,7 +64,7 @@ def heatmap_uid(
         A digest of all else that the picture shows of the prediction, its maps among it: a live and a later screening
         of one image may differ in a digit.
     predicted_at
-        When the prediction was made, in UTC: it stands in the object.
+        When the prediction was made; aware.
     """
     return derive_uid(
         "heatmap",
@@ -74,7 +76,7 @@ def heatmap_uid(
         weights_sha256,
         str(size),
         answer,
-        predicted_at,
+        _of_time(predicted_at),
         __version__,
     )
 
@@ -89,12 +91,15 @@ class ReportedImage:
         SOP Instance UID of the heatmap that is cited; empty where none is.
     operating_points, thresholds
         By target.
+    predicted_at
+        Aware.
     """
 
     sop_instance_uid: str
     heatmap: str
     operating_points: Mapping[str, str]
     thresholds: Mapping[str, float]
+    predicted_at: datetime
 
 
 def report_uid(
@@ -128,6 +133,7 @@ def report_uid(
                     image.heatmap,
                     json.dumps(dict(image.operating_points), sort_keys=True),
                     _of_thresholds(image.thresholds),
+                    _of_time(image.predicted_at),
                 ]
                 for image in images
             )
@@ -174,3 +180,7 @@ def node_uid(ae_title: str) -> UID:
 
 def _of_thresholds(thresholds: Mapping[str, float]) -> str:
     return json.dumps({target: float(value) for target, value in thresholds.items()}, sort_keys=True)
+
+
+def _of_time(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="microseconds")

@@ -50,6 +50,7 @@ _CLASSES = {
 _MODALITIES = {"CR": "Computed Radiography", "DX": "Digital Radiography", "RG": "Radiographic imaging"}
 _UNIT = Code("1", "UCUM", "no units")
 _UNDETERMINED = Code("373068000", "SCT", "Undetermined")
+_NORMALITY_UNDETERMINED = Code("371934000", "SCT", "Normality Undetermined")
 _ANSWERS = {
     Decision.FLAGGED: codes.SCT.Positive,
     Decision.NOT_FLAGGED: codes.SCT.Negative,
@@ -58,7 +59,7 @@ _ANSWERS = {
 _NORMALITIES = {
     Decision.FLAGGED: codes.SCT.Abnormal,
     Decision.NOT_FLAGGED: codes.SCT.Normal,
-    Decision.INDETERMINATE: _UNDETERMINED,
+    Decision.INDETERMINATE: _NORMALITY_UNDETERMINED,
 }
 
 
@@ -142,7 +143,7 @@ def _groups(image: Screened, manifest: Manifest, site_codes: Mapping[str, bundle
             finding_type=Code("111099", "DCM", "Selected region"),
             algorithm_id=_algorithm(manifest.name, manifest.release, weights_sha256(manifest), []),
         )
-        group[0].ContentSequence.append(_comment(REGION))
+        group[0].ContentSequence.append(_comment(REGION.format(manifest.targets[0].title)))
         found.append(group)
     return found
 

@@ -11,12 +11,11 @@ from dicom_node.domain import NodeError
 from dicom_node.rejection import TITLES
 from dicom_node.statement.markdown import coded, table
 
-_GRADIENT = Code("130403", "DCM", "Gradient-weighted class activation")
 # Number, name, place, the codes of the group and those beside it.
 _CONTEXT_GROUPS: tuple[tuple[int, str, str, tuple[Code, ...], tuple[Code, ...]], ...] = (
     (29, "Acquisition Modality", "TID 1602, Modality", tuple(c.MODALITIES.values()), (c.OTHER_MODALITY,)),
     (219, "Geometry Graphical Representation", "TID 1410 row 3c", (c.BOUNDED_BY,), ()),
-    (222, "Normality", "Normality", (c.NORMAL, c.ABNORMAL), (c.UNDETERMINED,)),
+    (222, "Normality", "Normality", (c.NORMAL, c.ABNORMAL, c.NORMALITY_UNDETERMINED), ()),
     (250, "Positive-Negative", "answer to a question", (c.POSITIVE, c.NEGATIVE), (c.UNDETERMINED,)),
     (270, "Observer Type", "TID 1002 row 1", (c.DEVICE,), ()),
     (
@@ -42,7 +41,7 @@ _CONTEXT_GROUPS: tuple[tuple[int, str, str, tuple[Code, ...], tuple[Code, ...]],
         (Code("121322", "DCM", "Source image for image processing operation"),),
         (),
     ),
-    (7203, "Image Derivation", "Derivation Code Sequence", (), (_GRADIENT,)),
+    (7203, "Image Derivation", "Derivation Code Sequence", (), (c.VISUAL_EXPLANATION,)),
     (
         9231,
         "Workitem Definition",

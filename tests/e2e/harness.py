@@ -61,6 +61,8 @@ class Node:
             "archive_dir": str(self.archive),
             "health_dir": str(folder / "health"),
             "bundle": self.bundle,
+            "study_quiet_s": 0.2,
+            "commit_timeout_s": 1.0,  # Orthanc reports to the node that it was told of last
             **settings,
         }
         text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

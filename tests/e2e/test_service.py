@@ -161,7 +161,7 @@ def test_servers_that_are_down_at_the_start_are_waited_for(orthanc, tmp_path):
 
 def test_a_child_that_hangs_is_ended_and_at_last_the_image_fails(tmp_path, postgres_server, redis_server):
     """The archived file is replaced by a pipe that nobody writes to; reading it never returns."""
-    service = Service(tmp_path / "node", postgres_server, redis_server, **SHORT, decode_timeout_s=1.5)
+    service = Service(tmp_path / "node", postgres_server, redis_server, **SHORT, decode_timeout_s=4.0)
     hanging, path = film(tmp_path)
     good, other = film(tmp_path, 1)
     try:
@@ -176,7 +176,7 @@ def test_a_child_that_hangs_is_ended_and_at_last_the_image_fails(tmp_path, postg
         summary = service.await_ended(hanging.SOPInstanceUID, timeout_s=120)
         assert (summary.state, summary.reason) == ("failed", "decoder_timeout")
         assert service.await_ended(good.SOPInstanceUID).state == "withheld"
-        assert service.logs.count("decoding took longer than decode_timeout_s = 1.5") == 2
+        assert service.logs.count("decoding took longer than decode_timeout_s = 4.0") == 2
     finally:
         service.stop()
 

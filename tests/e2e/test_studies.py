@@ -52,7 +52,10 @@ def study(tmp_path):
 def running(request, orthanc, tmp_path_factory):
     """One node for the tests that set nothing of their own."""
     found = of_form(
-        request, tmp_path_factory.mktemp("node"), destination(orthanc), **SHORT | {"study_quiet_s": QUIET_S}
+        request,
+        tmp_path_factory.mktemp("node"),
+        destination(orthanc),
+        **SHORT | {"study_quiet_s": QUIET_S, "commit_timeout_s": 30.0},
     )
     try:
         yield found.start()
@@ -171,7 +174,7 @@ def test_a_threshold_of_the_site_supersedes_the_report(running, orthanc, study):
 
 
 def test_a_heatmap_is_in_the_pacs_before_its_study_is_quiet(orthanc, make_node, study):
-    node = make_node(destination(orthanc), study_quiet_s=600).start()
+    node = make_node(destination(orthanc), study_quiet_s=600, commit_timeout_s=30.0).start()
     _, path = study.film(0)
     assert dcmsend(node.port, path)[0] == 0
     wait_until(lambda: of_class(orthanc, study, SECONDARY_CAPTURE), what="the heatmap")

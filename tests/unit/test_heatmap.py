@@ -53,6 +53,12 @@ def test_what_the_source_does_not_say_stays_unsaid() -> None:
     assert sc.LossyImageCompression == "00"
 
 
+def test_maps_are_claimed_to_explain_and_to_be_of_no_method_that_they_may_not_be_of() -> None:
+    sc, _ = results(stored(chest_dataset()))
+    (code,) = sc.DerivationCodeSequence
+    assert (code.CodeValue, code.CodingSchemeDesignator) == ("130401", "DCM")
+
+
 def test_without_maps_no_method_of_explanation_is_claimed() -> None:
     sc, _ = results(stored(chest_dataset()), prediction(maps=()))
     assert "DerivationCodeSequence" not in sc

@@ -151,6 +151,14 @@ def test_a_single_map_or_a_small_picture_has_no_panels(maps: int, size: int) -> 
     assert "Small pictures" not in " ".join(line.text for line in plan.caption)
 
 
+def test_the_caption_names_the_one_question_that_the_large_picture_is_of() -> None:
+    two = manifest(targets=(target(), target("pneumonia", 0.3)))
+    plan = layout(1000, 800, prediction(targets=two_results()), two, size=1024)
+    assert "of the first question alone, COVID-19." in " ".join(line.text for line in plan.caption)
+    plan = layout(1000, 800, prediction(), manifest(), size=1024)
+    assert "question" not in " ".join(line.text for line in plan.caption)
+
+
 def test_a_map_that_has_no_part_in_the_large_picture_is_marked() -> None:
     said = {line.text for line in layout(1000, 800, prediction(maps=HEADS), ENSEMBLE, size=1024).labels}
     assert "p_cls *" in said

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 from pydicom.uid import ComprehensiveSRStorage
@@ -304,6 +305,22 @@ def test_each_destination_is_told_of_what_it_may_hold_and_of_nothing_else(tmp_pa
     assert sorted(len(cited(note)) for note in notes) == [1, 2]
     assert desk.outbox.counts()["plain"] == {"pending": 1, "read_back": 1}
     database.close()
+
+
+def test_a_study_screened_again_as_at_first_gives_objects_of_its_own_and_can_be_taken_back(desk):
+    """Over another release and back the networks say the same a second time, at another time."""
+    desk.take(1)
+    for release in ("2024.1", "2024.2", "2024.1"):
+        if rows(desk, ScreeningRow)[-1].state != "waiting":
+            desk.ledger.activate_release(manifest(release=release))
+            assert rescreen(desk.settings, STUDY) == 1
+            time.sleep(0.01)  # a ledger in SQLite tells time to the millisecond
+        desk.screen()
+        desk.reporter.issue_due()
+        send_all(desk)
+    made = [row for row in rows(desk, ObjectRow) if row.kind in ("heatmap", "report")]
+    assert len(made) == len({row.sop_instance_uid for row in made}) == 6
+    assert take_back(desk) == (6, ("pacs",))
 
 
 def test_what_was_not_sent_is_withdrawn_and_needs_no_note(desk):

@@ -18,6 +18,7 @@ from training.__main__ import app
 from training.card import trained
 from training.data.manifest import Picture, read_manifest
 from training.data.squares import pixels_of
+from training.evaluation import baselines
 from training.evaluation.rows import answer
 from training.experiment import plan
 from training.export import provenance, read_member
@@ -227,6 +228,12 @@ def test_options_of_the_last_step_that_do_not_fit_are_refused(options, message):
 # From images to answers
 
 
+@pytest.fixture
+def small_forests(monkeypatch):
+    """Of the baselines that see no lung, which would take most of the time."""
+    monkeypatch.setattr(baselines, "_TREES", 5)
+
+
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory) -> Path:
     """Two collections that hold two findings each; a bright square marks the disease."""
@@ -259,7 +266,7 @@ def invoke(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_probe_tells_what_a_linear_layer_sees(collection, tmp_path):
+def test_the_probe_tells_what_a_linear_layer_sees(collection, small_forests, tmp_path):
     said = invoke("probe", "--data", str(collection), "--workdir", str(tmp_path), *TOY_LITE).splitlines()
     assert [line.partition(":")[0] for line in said] == [
         "covid19 against pneumonia, cohen", "covid19 against pneumonia, cohen, PA", "pneumonia against normal, nih",
@@ -278,7 +285,7 @@ def test_the_probe_tells_what_a_linear_layer_sees(collection, tmp_path):
     assert [line.partition(":")[0] for line in two_classes] == [line.partition(":")[0] for line in said[:2]]
 
 
-def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, tmp_path):
+def test_a_last_layer_is_fitted_scored_kept_and_combined(collection, small_forests, tmp_path):
     common = ("--profile", "robust", "--protocol", "folds", "--data", str(collection), "--workdir", str(tmp_path))
     lite = Path(invoke("train", "minaee", "--variant", "efficientnet_lite0", *common, *TOY_LITE).strip())
     record = read_record(lite)

@@ -133,7 +133,7 @@ def test_predecessors_are_named_and_make_another_report() -> None:
     [
         (Decision.FLAGGED, 0.8, ("Positive", "Abnormal")),
         (Decision.NOT_FLAGGED, 0.2, ("Negative", "Normal")),
-        (Decision.INDETERMINATE, 0.6, ("Undetermined", "Undetermined")),
+        (Decision.INDETERMINATE, 0.6, ("Undetermined", "Normality Undetermined")),
     ],
 )
 def test_normality_is_told_only_where_any_abnormality_was_asked_for(
@@ -161,6 +161,14 @@ def test_the_region_is_the_box_around_the_strongest_activation_in_pixels_of_the_
     assert (top + bottom) / 2 == pytest.approx(0.25 * 96, abs=1)
     assert 2 < right - left < 20
     assert region.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == image_of(1).SOPInstanceUID
+
+
+def test_the_region_says_of_which_question_it_is() -> None:
+    three = manifest(targets=(target("abnormal"), target(), target("pneumonia")))
+    report = report_on(screened(image_of(1), prediction(targets=two_results())), made_by=three)
+    (said,) = [item.TextValue for item in items(groups_of(report)[-1], "TEXT") if name_of(item)[0] == "121106"]
+    assert said.startswith("Where the networks looked, asked for: Abnormal. ")
+    assert "with a finding or without" in said
 
 
 def test_without_activation_there_is_no_region() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from dicom_node import uids
 from dicom_node.uids import ReportedImage
 
+WHEN = datetime(2024, 1, 2, 23, 45, 6, 789000, tzinfo=UTC)
+LATER = WHEN + timedelta(milliseconds=1)
 HEATMAP = {
     "source_sop_instance_uid": "1.2.3",
     "bundle": "starter",
@@ -18,9 +21,9 @@ HEATMAP = {
     "weights_sha256": "aa",
     "size": 1024,
     "answer": "bb",
-    "predicted_at": "2026-01-02T03:04:05+00:00",
+    "predicted_at": WHEN,
 }
-IMAGE = ReportedImage("1.2.3", "1.2.4", {"covid": "balanced"}, {"covid": 0.5})
+IMAGE = ReportedImage("1.2.3", "1.2.4", {"covid": "balanced"}, {"covid": 0.5}, WHEN)
 REPORT = {
     "study_uid": "1.2",
     "images": (IMAGE, replace(IMAGE, sop_instance_uid="1.2.5")),
@@ -51,7 +54,9 @@ def test_where_one_part_ends_and_the_next_begins_matters() -> None:
 
 @pytest.mark.parametrize("changed", HEATMAP)
 def test_whatever_decides_the_heatmap_decides_its_uid(changed: str) -> None:
-    other = HEATMAP | {changed: {"size": 512, "thresholds": {"covid": 0.25}}.get(changed, "other")}
+    other = HEATMAP | {
+        changed: {"size": 512, "thresholds": {"covid": 0.25}, "predicted_at": LATER}.get(changed, "other")
+    }
     assert uids.heatmap_uid(**HEATMAP) == uids.heatmap_uid(**HEATMAP)  # type: ignore[arg-type]
     assert uids.heatmap_uid(**HEATMAP) != uids.heatmap_uid(**other)  # type: ignore[arg-type]
 
@@ -67,6 +72,7 @@ def test_whatever_decides_the_heatmap_decides_its_uid(changed: str) -> None:
                 {"heatmap": ""},
                 {"operating_points": {"covid": "site"}},
                 {"thresholds": {"covid": 0.25}},
+                {"predicted_at": LATER},
             )
         ),
         {"codes": {"covid": ("840539006", "SCT", "Covid")}},
@@ -97,6 +103,11 @@ def test_the_order_of_thresholds_does_not_matter() -> None:
     one = uids.heatmap_uid(**HEATMAP | {"thresholds": {"a": 0.1, "b": 0.2}})  # type: ignore[arg-type]
     two = uids.heatmap_uid(**HEATMAP | {"thresholds": {"b": 0.2, "a": 0.1}})  # type: ignore[arg-type]
     assert one == two
+
+
+def test_the_time_of_a_prediction_is_the_same_in_every_time_zone() -> None:
+    elsewhere = WHEN.astimezone(timezone(timedelta(hours=9)))
+    assert uids.heatmap_uid(**HEATMAP) == uids.heatmap_uid(**HEATMAP | {"predicted_at": elsewhere})  # type: ignore[arg-type]
 
 
 def test_an_algorithm_trained_anew_is_another_device() -> None:
