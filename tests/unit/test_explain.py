@@ -73,7 +73,8 @@ def retracted(database, study, note_uid):
     retractions = Retractions(database)
     note = product(ObjectKind.NOTE, note_uid, "1.2.840.10008.5.1.4.1.1.88.59")
     standing = retractions.standing(study)
-    retractions.retract(standing, note, reason="quality", comment="the wrong\nside", asked_by="Dr. Roe")
+    notes = dict.fromkeys(standing.given_away, note)
+    retractions.retract(standing, notes, reason="quality", comment="the wrong\nside", asked_by="Dr. Roe")
 
 
 def uids_of(objects):
@@ -300,7 +301,7 @@ def test_what_was_taken_back_names_who_did_and_why_and_the_note(ledger, outbox):
 def test_what_was_taken_back_before_it_was_sent_has_no_note(ledger):
     reported(ledger)
     retractions = Retractions(ledger)
-    retractions.retract(retractions.standing("1.3.9"), None, reason="safety", comment="", asked_by="somebody")
+    retractions.retract(retractions.standing("1.3.9"), {}, reason="safety", comment="", asked_by="somebody")
     found = explain(ledger, "2.25.1")
     assert found.retractions[0].note is None
     assert found.images[0].screenings[0].objects[0].deliveries[0].state == "withdrawn"
