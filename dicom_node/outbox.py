@@ -398,9 +398,8 @@ def _first_due(session: Session) -> str | None:
 
     Asked by state, so that an index gives the order however long a queue has become.
     """
-    served = select(DeliveryRow.destination).where(
-        DeliveryRow.state.in_(_LEASED), DeliveryRow.lease_expires_at >= db_now()
-    )
+    # Of whatever state: who ends a delivery gives its lease up, but for what was taken back while it was on its way.
+    served = select(DeliveryRow.destination).where(DeliveryRow.lease_expires_at >= db_now())
     longest: tuple[datetime, int, str] | None = None
     for state in OPEN:
         found = (

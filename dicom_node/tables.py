@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -335,6 +336,13 @@ class DeliveryRow(Base):
         UniqueConstraint("object_id", "destination"),
         Index("ix_deliveries_state_not_before", "state", "not_before"),
         Index("ix_deliveries_state_destination", "state", "destination", "id"),
+        # Who is served now is asked at each poll, and of millions a few are.
+        Index(
+            "ix_deliveries_lease_expires_at",
+            "lease_expires_at",
+            postgresql_where=text("lease_expires_at IS NOT NULL"),
+            sqlite_where=text("lease_expires_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -75,6 +75,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("commitment_id", "delivery_id", name=op.f("pk_commitment_items")),
     )
     op.create_index(op.f("ix_commitment_items_delivery_id"), "commitment_items", ["delivery_id"])
+    leased = sa.text("lease_expires_at IS NOT NULL")
+    op.create_index(
+        "ix_deliveries_lease_expires_at",
+        "deliveries",
+        ["lease_expires_at"],
+        postgresql_where=leased,
+        sqlite_where=leased,
+    )
     op.add_column("deliveries", sa.Column("proofs", sa.Integer(), server_default="0", nullable=False))
     with op.batch_alter_table("screenings", schema=None) as batch_op:
         batch_op.add_column(sa.Column("round", sa.Integer(), server_default="1", nullable=False))
@@ -176,6 +184,7 @@ def downgrade() -> None:
         batch_op.drop_column("report_id")
         batch_op.drop_column("replaced_by")
         batch_op.drop_column("round")
+    op.drop_index("ix_deliveries_lease_expires_at", table_name="deliveries")
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
         batch_op.drop_column("proofs")
     op.drop_table("retractions")
