@@ -96,10 +96,11 @@ class Outbox:
                 _parcel(row, produced, study or "", holder)
                 for row, produced, study in session.execute(
                     _with_objects()
-                    .where(DeliveryRow.id.in_(keys), DeliveryRow.state.in_(OPEN))
+                    .where(DeliveryRow.id.in_(keys))
                     .order_by(DeliveryRow.id)
                     .with_for_update(of=DeliveryRow, skip_locked=True)
                 ).tuples()
+                if row.state in OPEN  # somebody may just have told how it ended
             ]
             session.execute(
                 update(DeliveryRow)
@@ -221,9 +222,12 @@ class Outbox:
             _postpone(session, destination, until)
 
     def rest(self, destination: str) -> None:
-        """None of the objects is tried for a first pause; those that somebody sends at this moment are left alone."""
+        """None of the objects is tried for half a first pause: before any that was tried in vain now.
+
+        Those that somebody sends at this moment are left alone.
+        """
         with self._database.write() as session:
-            _postpone(session, destination, session.scalar(select(db_now(self._retry_base_s))))
+            _postpone(session, destination, session.scalar(select(db_now(self._retry_base_s / 2))))
 
     def send_again(self, *, destination: str | None = None, study_instance_uid: str | None = None) -> int:
         """What was rejected, or could not be proven, is due once more; returns how many objects that are.

@@ -7,6 +7,7 @@ import time
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, EnhancedSRStorage, SecondaryCaptureImageStorage
+from pynetdicom import evt
 from sqlalchemy import select, update
 
 from dicom_node.commitment import FailureReason
@@ -309,3 +310,24 @@ def _await(condition, timeout_s=10.0):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_an_object_over_which_the_peer_aborts_keeps_none_of_the_others_back(node):
+    def abort_over_heatmaps(event):
+        if event.request.AffectedSOPClassUID == SecondaryCaptureImageStorage:
+            event.assoc.abort()
+        peer.stored.append(event.request.AffectedSOPInstanceUID)
+        return 0x0000
+
+    peer = CommittingPeer(commits=False, queries=False)
+    peer._handlers[0] = (evt.EVT_C_STORE, abort_over_heatmaps)
+    with peer:
+        one = node(peer.peer)
+        assert one.deliver() == 2
+        heatmap, report = one.rows(DeliveryRow)
+        assert [(row.state, row.tries) for row in (heatmap, report)] == [("pending", 1), ("pending", 0)]
+        assert report.not_before < heatmap.not_before
+        with one.database.write() as session:
+            session.execute(update(DeliveryRow).where(DeliveryRow.id == report.id).values(not_before=db_now()))
+        assert deliver_due(one.depot) == 1
+    assert one.states() == {"pending": 1, "unproven": 1}

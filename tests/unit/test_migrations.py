@@ -179,6 +179,19 @@ def test_a_filled_ledger_learns_its_decisions_keeps_its_flags_and_finds_the_way_
     assert differences(empty) == []
 
 
+def test_what_was_sent_before_proofs_were_asked_for_is_not_asked_for_all_at_once(empty):
+    empty.upgrade("0003")
+    found = sa.MetaData()
+    found.reflect(empty.engine)
+    with empty.write() as session:
+        names = ("releases", "instances", "screenings", "objects", "deliveries")
+        use(session.connection(), [found.tables[name] for name in names], "sent")
+        session.execute(sa.text("UPDATE deliveries SET state = 'sent'"))
+    empty.upgrade()
+    with empty.read() as session:
+        assert session.scalars(sa.text("SELECT state FROM deliveries")).all() == ["unproven"]
+
+
 def test_a_process_killed_in_mid_migration_leaves_nothing_half_made(empty):
     """A real SIGKILL inside the migration, after its fourth table."""
     code = (

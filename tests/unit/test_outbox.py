@@ -5,8 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
+from dicom_node.database import Database
 from dicom_node.domain import DeliveryError, DeliveryState, LostLeaseError, State, invariant_holds
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
@@ -245,3 +246,49 @@ def test_what_was_rejected_is_sent_again_when_a_person_says_so(database, outbox)
     assert outbox.send_again(study_instance_uid="1.3.9") == 2
     assert outbox.counts() == {"pacs": {"pending": 2}}
     assert state_of(database) == State.DELIVERED
+
+
+def test_a_peer_that_is_out_of_reach_is_not_asked_for_each_object_nor_is_that_counted(database, outbox):
+    for number in range(3):
+        reported(database, number=number)
+    sent = outbox.claim("deliverer", 10, 60)
+    for parcel in sent:
+        outbox.sent(parcel, 0)
+    outbox.give_back(sent)
+    tried = outbox.claim("deliverer", 2, 60)
+    for parcel in tried:
+        outbox.ask_again(parcel, "down", reached=False)
+    outbox.postpone("pacs", tried)
+    assert outbox.claim("deliverer", 10, 60) == []
+    with database.read() as session:
+        assert set(session.scalars(select(DeliveryRow.proofs))) == {0}
+
+
+def test_a_destination_at_rest_is_left_alone_but_for_what_is_on_its_way(database, outbox):
+    reported(database, destinations=("pacs", "archive"))
+    (held,) = outbox.claim("deliverer", 1, 60)
+    outbox.rest("pacs")
+    assert {parcel.destination for parcel in outbox.claim("another", 10, 60)} == {"archive"}
+    outbox.give_back([held])
+    assert outbox.claim("deliverer", 10, 60) == [held]
+
+
+def test_a_long_queue_is_read_by_its_index(sqlite_template, tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(sqlite_template.read_bytes())
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    Ledger(database).activate_release(manifest())
+    reported(database)
+    asked = []
+    event.listen(database.engine, "before_cursor_execute", lambda _c, _u, sql, values, *_: asked.append((sql, values)))
+    assert len(Outbox(database, retry_base_s=1, retry_max_s=1).claim("deliverer", 10, 60)) == 2
+    with database.engine.connect() as connection:
+        plans = {
+            sql: [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)]
+            for sql, values in asked
+            if sql.startswith("SELECT")
+        }
+    assert not [step for plan in plans.values() for step in plan if step.startswith("SCAN")]
+    polled = [plan for sql, plan in plans.items() if sql.startswith("SELECT deliveries.not_before")]
+    assert polled
+    assert not [step for plan in polled for step in plan if "ORDER BY" in step]
+    database.close()

@@ -33,9 +33,11 @@ def ended(outbox, *states):
             outbox.proven(parcel, state)
 
 
-def retract(database, note=None):
+def retract(database, note):
     retractions = Retractions(database)
-    retractions.retract(retractions.standing("1.3.9"), note, reason="quality", comment="", asked_by="Dr. Roe")
+    standing = retractions.standing("1.3.9")
+    notes = dict.fromkeys(standing.given_away, note)
+    retractions.retract(standing, notes, reason="quality", comment="", asked_by="Dr. Roe")
 
 
 def test_an_empty_ledger_has_nothing_for_anybody(database, outbox):

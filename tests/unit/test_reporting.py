@@ -12,11 +12,13 @@ from dicom_node.config import Peer, Settings
 from dicom_node.database import Database
 from dicom_node.decoding import decoders
 from dicom_node.domain import NodeError
+from dicom_node.maps import UnreadableFileError
 from dicom_node.products import StudyImage, build_study_report
 from dicom_node.releases import Releases
+from dicom_node.reporting import Reporter
 from dicom_node.rescreening import RescreeningError, rescreen
 from dicom_node.retraction import retract
-from dicom_node.retractions import RetractionError
+from dicom_node.retractions import RetractionError, Retractions
 from dicom_node.tables import DeliveryRow, ObjectRow, ReportRow, ReportSourceRow, ScreeningRow
 from tests.result_factories import manifest
 from tests.study_factories import STUDY, Desk
@@ -138,6 +140,62 @@ def test_a_form_of_another_class_is_a_report_of_its_own_on_the_same(desk):
     assert len(reports(desk)) == 2
 
 
+def test_a_form_is_made_once_whatever_changed_since(tmp_path, children):
+    """A destination that was down for a week, an upgrade or another setting in between."""
+    database = Database(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    database.upgrade()
+    desk = Desk(tmp_path, database, children, peers=(PACS, PACS.model_copy(update={"name": "late"})))
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    first, second = (row.id for row in rows(desk, DeliveryRow) if row.object_id == 3)
+    made = desk.reporter.in_form(1, ComprehensiveSRStorage, first)
+    renamed = desk.settings.model_copy(update={"ae_title": "RENAMED"})
+    again = Reporter(desk.reports, desk.archive, children, renamed).in_form(1, ComprehensiveSRStorage, second)
+    assert again == made
+    assert len({row.object_id for row in rows(desk, DeliveryRow) if row.id in (first, second)}) == 1
+    database.close()
+
+
+def test_a_successor_does_not_go_to_a_destination_that_left_the_settings(desk, children):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    desk.settings = desk.settings.model_copy(update={"peers": (PACS.model_copy(update={"name": "new"}),)})
+    desk.reporter = Reporter(desk.reports, desk.archive, children, desk.settings)
+    desk.take(2)
+    desk.screen()
+    desk.reporter.issue_due()
+    assert desk.outbox.counts() == {"pacs": {"read_back": 2}, "new": {"pending": 2}}
+
+
+def test_an_image_whose_file_the_disk_keeps_waits_and_keeps_neither_the_others_nor_the_node_busy(desk, monkeypatch):
+    desk.settings = desk.settings.model_copy(update={"retry_base_s": 60})
+    desk.reporter = Reporter(desk.reports, desk.archive, desk.reporter._children, desk.settings)
+    for number in (1, 2):
+        desk.take(number)
+        desk.screen()
+    image = Reporter._image
+
+    def unreadable(self, source):
+        if source.screening_id == 2:
+            raise UnreadableFileError("the disk")
+        return image(self, source)
+
+    monkeypatch.setattr(Reporter, "_image", unreadable)
+    for _ in range(3):
+        desk.reporter.issue_due()
+    assert desk.reporter.issue_due() == 0
+    (report,) = reports(desk)
+    assert f"{STUDY}.2.1" not in cited(report)
+    monkeypatch.undo()
+    with desk.database.write() as session:
+        session.execute(update(ScreeningRow).values(not_before=None))
+    desk.reporter.issue_due()
+    assert f"{STUDY}.2.1" in cited(reports(desk)[-1])
+
+
 def test_an_image_of_which_nothing_can_be_told_fails_by_name_and_the_others_are_told_of(desk):
     desk.take(1)
     desk.screen()
@@ -256,6 +314,21 @@ def test_another_threshold_of_the_site_supersedes_too(desk):
     assert [row.round for row in rows(desk, ScreeningRow)] == [1, 2]
 
 
+def test_a_report_that_failed_is_made_when_a_person_says_so(desk):
+    desk.take(1)
+    claim = desk.screen()
+    kept = desk.archive.locate(claim.path).read_bytes()
+    desk.archive.locate(claim.path).unlink()
+    desk.reporter.issue_due()
+    assert rows(desk, ScreeningRow)[0].state == "failed"
+    desk.archive.store(kept)
+    assert rescreen(desk.settings, STUDY) == 1
+    assert rescreen(desk.settings, STUDY) == 0
+    desk.reporter.issue_due()
+    assert [(row.state, row.reason) for row in rows(desk, ScreeningRow)] == [("reported", None)]
+    assert len(reports(desk)) == 1
+
+
 def test_a_study_that_nobody_screened_cannot_be_screened_anew(desk):
     with pytest.raises(RescreeningError, match=r"no image of study 1\.2\.3"):
         rescreen(desk.settings, "1.2.3")
@@ -331,7 +404,61 @@ def test_what_was_not_sent_is_withdrawn_and_needs_no_note(desk):
     assert rows(desk, ObjectRow, kind="note") == []
     assert desk.outbox.counts() == {"pacs": {"withdrawn": 2}}
     assert desk.outbox.claim("deliverer", 9, 60) == []
-    assert desk.ledger.counts()["delivered"] == 1
+    (row,) = rows(desk, ScreeningRow)
+    assert (row.state, row.reason) == ("withheld", "retracted")
+
+
+def test_what_is_being_sent_when_it_is_taken_back_is_named_and_its_note_goes_after_it(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    heatmap, report = desk.outbox.claim("deliverer", 9, 60)
+    assert take_back(desk) == (2, ("pacs",))
+    assert not desk.outbox.is_to_be_sent(report)
+    desk.outbox.give_back([report])
+    assert desk.outbox.claim("another", 9, 60) == []
+    desk.outbox.sent(heatmap, 0)  # the answer came
+    desk.outbox.proven(heatmap, "read_back")
+    (parcel,) = desk.outbox.claim("another", 9, 60)
+    (note,) = (desk.read(row.path) for row in rows(desk, ObjectRow, kind="note"))
+    assert parcel.sop_instance_uid == note.SOPInstanceUID
+    assert cited(note) == {heatmap.sop_instance_uid, report.sop_instance_uid}
+    assert desk.outbox.counts() == {"pacs": {"pending": 1, "withdrawn": 2}}
+
+
+def test_what_a_deliverer_died_over_may_be_there_whoever_held_it_since(desk):
+    desk.take(1)
+    desk.screen()
+    heatmap, *_ = desk.outbox.claim("died", 9, 60)
+    desk.outbox.recover()
+    (again,) = desk.outbox.claim("untried", 9, 60)
+    assert (again.tries, heatmap.tries) == (1, 0)
+    desk.outbox.give_back([again])
+    assert take_back(desk) == (1, ("pacs",))
+
+
+def test_what_leaves_while_a_note_is_written_is_not_forgotten(desk):
+    desk.take(1)
+    desk.screen()
+    retractions = Retractions(desk.database)
+    standing = retractions.standing(STUDY)
+    assert standing.given_away == {}
+    (parcel,) = desk.outbox.claim("deliverer", 9, 60)
+    desk.outbox.sent(parcel, 0)
+    with pytest.raises(RetractionError, match="has just changed: try again"):
+        retractions.retract(standing, {}, reason="quality", comment="", asked_by="Dr")
+    assert take_back(desk) == (1, ("pacs",))
+
+
+def test_no_other_form_is_made_of_a_report_that_was_just_taken_back(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    parcel = desk.outbox.claim("deliverer", 9, 60)[-1]
+    take_back(desk)
+    with pytest.raises(NodeError):
+        desk.reporter.in_form(parcel.report_id, ComprehensiveSRStorage, parcel.delivery_id)
+    assert len(reports(desk)) == 1
 
 
 def test_an_image_that_comes_after_a_retraction_is_told_of_alone(desk):

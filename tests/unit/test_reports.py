@@ -194,3 +194,9 @@ def test_a_delivery_that_was_rejected_keeps_its_image_in_the_next_report(databas
     assert told(database, "2.25.10") is not None
     with database.read() as session:
         assert len(set(session.scalars(select(ScreeningRow.report_id)))) == 1
+
+
+def test_a_clock_that_was_set_back_keeps_no_study_waiting(database, reports):
+    draw(database, 1)
+    long_ago(database, -3600)
+    assert len(reports.due(5, 9)) == 1
