@@ -244,7 +244,7 @@ def _retractions(session: Session, made: Iterable[Made]) -> tuple[Retraction, ..
             comment=row.comment,
             asked_by=row.asked_by,
             at=row.at,
-            note=notes.get(row.id),
+            notes=notes.get(row.id, ()),
         )
         for row in rows
     )

@@ -165,10 +165,10 @@ def _retraction(retraction: Retraction) -> Iterator[str]:
     yield f"retraction {retraction.number} of study {retraction.study_instance_uid}"
     told = f"{_time(retraction.at)} by {_one(retraction.asked_by)}, for {retraction.reason}"
     yield _line("taken back", f"{told}: {_one(retraction.comment)}" if retraction.comment else told)
-    if retraction.note is None:
+    if not retraction.notes:
         yield _line("note", "none: nothing had been sent")
-    else:
-        yield from _made(retraction.note)
+    for note in retraction.notes:
+        yield from _made(note)
 
 
 def _made(made: Made, indent: int = 2, *, with_study: bool = False) -> Iterator[str]:

@@ -279,7 +279,7 @@ class StudyReport:
 
 @dataclass(frozen=True, slots=True)
 class Retraction:
-    """A person took results back; `note` is None where none of them had been sent."""
+    """A person took results back; no `notes` where none of them had been sent."""
 
     number: int
     study_instance_uid: str
@@ -287,7 +287,7 @@ class Retraction:
     comment: str
     asked_by: str
     at: datetime
-    note: Made | None
+    notes: tuple[Made, ...]
 
 
 @dataclass(frozen=True, slots=True)

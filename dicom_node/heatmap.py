@@ -158,10 +158,12 @@ def _describe(heatmap: Dataset, source: Dataset, prediction: Prediction) -> None
     # Of the patient's identity in the pixels: where the source does not say, neither can we.
     if source.get("BurnedInAnnotation"):
         heatmap.BurnedInAnnotation = source.BurnedInAnnotation
-    # Once lossy, lossy for ever (PS3.3 C.7.6.1.1.5).
-    heatmap.LossyImageCompression = source.get("LossyImageCompression") or "00"
-    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if keyword in source and heatmap.LossyImageCompression == "01":
+    # Once lossy, lossy for ever (PS3.3 C.7.6.1.1.5); where the source does not say, 00 would be a guess.
+    heatmap.pop("LossyImageCompression", None)
+    lossy = source.get("LossyImageCompression")
+    told = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+    for keyword in told if lossy == "01" else told[:1]:
+        if keyword in source:
             setattr(heatmap, keyword, source[keyword].value)
     heatmap.DerivationDescription = "AI output over the X-ray. For research, not for diagnostic use"
     if prediction.maps:

@@ -44,11 +44,11 @@ def of_reports(session: Session, report_ids: Iterable[int]) -> Mapping[int, tupl
     return grouped((row.report_id or 0, made) for row, made in found)
 
 
-def notes_of(session: Session, retraction_ids: Iterable[int]) -> Mapping[int, Made]:
-    """By retraction, its rejection note, where it has one."""
+def notes_of(session: Session, retraction_ids: Iterable[int]) -> Mapping[int, tuple[Made, ...]]:
+    """By retraction, its rejection notes: destinations that hold different objects have different ones."""
     alone = ObjectRow.screening_id.is_(None) & (ObjectRow.kind == ObjectKind.NOTE)  # of these there are few: an index
     found = _made(session, alone & ObjectRow.retraction_id.in_(retraction_ids))
-    return {row.retraction_id or 0: made for row, made in found}
+    return grouped((row.retraction_id or 0, made) for row, made in found)
 
 
 def transaction(session: Session, commitment: CommitmentRow) -> Transaction:

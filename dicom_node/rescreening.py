@@ -77,8 +77,8 @@ def rescreen(settings: Settings, study_instance_uid: str) -> int:
 
 
 def _would_differ(session: Session, screening: ScreeningRow, release: ReleaseRow) -> bool:
-    """Whether another result may come of it, or none came yet."""
-    drawn = select(ObjectRow.id).filter_by(screening_id=screening.id, kind=ObjectKind.HEATMAP)
+    """Whether another result may come of it, or none stands: none came yet, or it was taken back."""
+    drawn = select(ObjectRow.id).filter_by(screening_id=screening.id, kind=ObjectKind.HEATMAP, retraction_id=None)
     if screening.release_id != release.id or session.scalar(drawn) is None:
         return True
     told = select(OutcomeRow.target, OutcomeRow.threshold).filter_by(screening_id=screening.id)

@@ -33,7 +33,6 @@ _DERIVED = {
     "Rows": "height of the picture",
     "Columns": "width of the picture",
     "PixelData": "the picture, uncompressed",
-    "LossyImageCompression": "source; 00 where it does not say",
     "DeviceUID": "derived: of an algorithm from name, version and weights, of the node from AE title and version",
     "ManufacturerModelName": "name of bundle or member, or `cxr-dicom-node`; of the modality: the source's",
     "SoftwareVersions": "release or version; of the modality: the source's",

@@ -285,8 +285,8 @@ def test_what_was_taken_back_names_who_did_and_why_and_the_note(ledger, outbox):
     found = explain(ledger, "2.25.2")
     (retraction,) = found.retractions
     assert (retraction.reason, retraction.asked_by, retraction.comment) == ("quality", "Dr. Roe", "the wrong\nside")
-    assert (retraction.note.kind, retraction.note.sop_instance_uid) == ("note", "2.25.77")
-    assert [delivery.state for delivery in retraction.note.deliveries] == ["pending"]
+    assert [(note.kind, note.sop_instance_uid) for note in retraction.notes] == [("note", "2.25.77")]
+    assert [delivery.state for delivery in retraction.notes[0].deliveries] == ["pending"]
     assert found.reports[0].objects[0].retraction == retraction.number
     note = explain(ledger, "2.25.77")
     assert note.kind is Kind.NOTE
@@ -298,12 +298,27 @@ def test_what_was_taken_back_names_who_did_and_why_and_the_note(ledger, outbox):
     assert [image.screenings[0].objects[0].retraction for image in study.images] == [retraction.number, None]
 
 
+def test_every_note_of_what_was_taken_back_is_told(ledger):
+    reported(ledger)
+    retractions = Retractions(ledger)
+    notes = {
+        name: product(ObjectKind.NOTE, uid, "1.2.840.10008.5.1.4.1.1.88.59")
+        for name, uid in (("pacs", "2.25.77"), ("viewer", "2.25.78"))
+    }
+    retractions.retract(retractions.standing("1.3.9"), notes, reason="safety", comment="", asked_by="somebody")
+    found = explain(ledger, "2.25.1")
+    assert uids_of(found.retractions[0].notes) == ["2.25.77", "2.25.78"]
+    told = "\n".join(explain_cli.lines(found))
+    assert "2.25.77" in told
+    assert "2.25.78" in told
+
+
 def test_what_was_taken_back_before_it_was_sent_has_no_note(ledger):
     reported(ledger)
     retractions = Retractions(ledger)
     retractions.retract(retractions.standing("1.3.9"), {}, reason="safety", comment="", asked_by="somebody")
     found = explain(ledger, "2.25.1")
-    assert found.retractions[0].note is None
+    assert found.retractions[0].notes == ()
     assert found.images[0].screenings[0].objects[0].deliveries[0].state == "withdrawn"
     assert "none: nothing had been sent" in "\n".join(explain_cli.lines(found))
 

@@ -476,6 +476,20 @@ def test_an_image_that_comes_after_a_retraction_is_told_of_alone(desk):
     assert f"{STUDY}.2.1" in cited(report)
 
 
+def test_what_was_taken_back_can_be_screened_anew(desk):
+    desk.take(1)
+    desk.screen()
+    desk.reporter.issue_due()
+    send_all(desk)
+    take_back(desk)
+    assert rescreen(desk.settings, STUDY) == 1
+    desk.screen()
+    desk.reporter.issue_due()
+    report = reports(desk)[-1]
+    assert predecessors(report) == set()
+    assert len({row.sop_instance_uid for row in rows(desk, ObjectRow, kind="heatmap")}) == 2
+
+
 def test_a_heatmap_that_is_taken_back_before_its_report_was_made_ends_its_screening(desk):
     desk.take(1)
     desk.screen()
