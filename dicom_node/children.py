@@ -35,7 +35,7 @@ _CALLS = 200  # of one child: what a decoder leaks goes with it
 # Each child is one core's worth: the parallel loops of the libraries would only stand in each other's way.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1")
 # glibc would give the memory of each image back to the kernel, and take it anew, page by page, for the next.
-_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
 
 
 class _Task(NamedTuple):

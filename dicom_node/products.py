@@ -56,8 +56,8 @@ class StudyImage:
 
 def prepare() -> None:
     """What every object needs is made: before children are forked, who share it then."""
-    attributes.prepare((SecondaryCaptureImageStorage, *SOP_CLASSES))
     blank()
+    attributes.prepare((SecondaryCaptureImageStorage, *SOP_CLASSES))  # last: highdicom's tables are let go
 
 
 def build_picture(
