@@ -40,7 +40,7 @@ class Reporter:
     def issue_due(self, on_step: Callable[[], None] = lambda: None) -> int:
         """Each study that is due has its report, or the screenings that kept it from that are `failed`.
 
-        Returns how many studies were due. `on_step` is called before each wait for a child.
+        Returns of how many studies it was tried. `on_step` is called before each wait for a child.
 
         Raises
         ------
@@ -50,7 +50,13 @@ class Reporter:
         found = self._reports.due(self._settings.study_quiet_s, _BATCH)
         begun: list[tuple[Draft, Future[Product] | NodeError]] = []
         for due in found:
-            draft = self._reports.draft(due)
+            try:
+                draft = self._reports.draft(due)
+            except (LookupError, ValueError) as error:  # what the ledger holds of this one study cannot be used
+                fault = _UnforeseenError(f"nothing can be drafted from the ledger: {place_of(error)}")
+                log.error("a study has no report: %s", fault)  # noqa: TRY400
+                self._reports.give_up(due, fault)
+                continue
             if draft.untold:
                 begun.append((draft, self._begin(draft, draft.sources)))
         for draft, future in begun:
@@ -61,7 +67,7 @@ class Reporter:
                 self._not_built(draft, error, on_step)
             else:
                 self._issue(draft, made)
-        return len(found)
+        return len(begun)
 
     def in_form(self, report_id: int, sop_class_uid: str, delivery_id: int) -> Form:
         """The same report as an object of another SR SOP Class, made once, to which the delivery is turned.

@@ -285,6 +285,25 @@ class Reports:
         with self._database.write() as session:
             self._fail(session, _untold(session, screening_id), error)
 
+    def give_up(self, due: DueStudy, error: NodeError) -> None:
+        """No report can tell of those images of the study of which none tells yet: they are `failed`."""
+        untold = (
+            select(ScreeningRow.id)
+            .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
+            .where(
+                InstanceRow.study_instance_uid == due.study_instance_uid,
+                ScreeningRow.release_id == due.release_id,
+                ScreeningRow.purpose == due.purpose,
+                ScreeningRow.state == State.REPORTED,
+                ScreeningRow.report_id.is_(None),
+            )
+            .order_by(ScreeningRow.id)
+        )
+        with self._database.read() as session:
+            keys = session.scalars(untold).all()
+        for key in keys:
+            self.fail(key, error)
+
     def put_off(self, screening_id: int, error: NodeError, *, pause_s: float, counted: bool, max_failures: int) -> None:
         """Its report is made after a pause; where the fault counts, it is `failed` after `max_failures` of them."""
         with self._database.write() as session:

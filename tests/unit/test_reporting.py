@@ -19,7 +19,7 @@ from dicom_node.reporting import Reporter
 from dicom_node.rescreening import RescreeningError, rescreen
 from dicom_node.retraction import retract
 from dicom_node.retractions import RetractionError, Retractions
-from dicom_node.tables import DeliveryRow, ObjectRow, ReportRow, ReportSourceRow, ScreeningRow
+from dicom_node.tables import DeliveryRow, ObjectRow, OutcomeRow, ReportRow, ReportSourceRow, ScreeningRow
 from tests.result_factories import manifest
 from tests.study_factories import STUDY, Desk
 
@@ -228,6 +228,21 @@ def test_an_image_that_the_archive_lost_fails_and_the_others_are_told_of(desk):
         ("failed", "archive_missing"),
     ]
     assert len(reports(desk)) == 1
+
+
+def test_a_study_of_which_the_ledger_holds_nothing_usable_fails_and_others_are_told_of(desk):
+    desk.take(1)
+    desk.screen()
+    with desk.database.write() as session:
+        session.execute(delete(OutcomeRow))
+    assert desk.reporter.issue_due() == 0
+    (row,) = rows(desk, ScreeningRow)
+    assert (row.state, row.reason) == ("failed", "report")
+    assert "LookupError at predictions.py" in row.detail
+    desk.take(2)
+    desk.screen()
+    assert desk.reporter.issue_due() == 1
+    assert cited(reports(desk)[0]) >= {f"{STUDY}.2.1"}
 
 
 def test_a_child_that_is_killed_once_is_chance(desk, monkeypatch):
