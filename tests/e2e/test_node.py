@@ -28,8 +28,17 @@ def film(tmp_path_factory):
     return ds, path
 
 
-def test_a_phantom_comes_back_as_one_report_and_one_heatmap(node, orthanc, film):
-    ds, path = film
+@pytest.fixture(scope="module")
+def sent(node, tmp_path_factory):
+    """A film of a study of its own for each form of the node."""
+    ds = phantom_dataset(0, fresh_uids=True)
+    path = tmp_path_factory.mktemp("sent") / "film.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    return ds, path
+
+
+def test_a_phantom_comes_back_as_one_report_and_one_heatmap(node, orthanc, sent):
+    ds, path = sent
     assert dcmsend(node.port, path)[0] == 0
     summary = node.await_ended(ds.SOPInstanceUID)
     assert summary.state == "delivered"
@@ -39,8 +48,8 @@ def test_a_phantom_comes_back_as_one_report_and_one_heatmap(node, orthanc, film)
     assert sum(status["deliveries"]["pacs"].get(proof, 0) for proof in ("committed", "read_back")) >= 2
 
 
-def test_an_identical_second_send_makes_no_second_result(node, orthanc, film):
-    ds, path = film
+def test_an_identical_second_send_makes_no_second_result(node, orthanc, sent):
+    ds, path = sent
     before = node.ledger.counts()
     assert dcmsend(node.port, path)[0] == 0
     after = node.ledger.counts()

@@ -46,8 +46,9 @@ def send(pacs, ds, folder):
 
 
 def job_states(pacs):
+    """Of what the PACS routes; its reports of storage commitments are jobs too."""
     with urllib.request.urlopen(f"http://127.0.0.1:{pacs.http_port}/jobs?expand", timeout=10) as answer:
-        return [job["State"] for job in json.load(answer)]
+        return [job["State"] for job in json.load(answer) if job["Type"] == "DicomModalityStore"]
 
 
 def await_counts(node, **expected):

@@ -56,7 +56,7 @@ def test_a_bell_alone_starts_an_image_within_a_second_and_says_nothing_of_it(ser
     for secret in (ds.SOPInstanceUID, ds.StudyInstanceUID, ds.PatientID, str(ds.PatientName), str(service.archive)):
         assert secret not in message.decode() + base64.b64decode(told["body"]).decode()
 
-    service.start(["worker"])
+    service.start(["worker", "deliver"])
     assert service.await_ended(ds.SOPInstanceUID).state == "withheld"
     second, path = film(tmp_path, 1)
     assert dcmsend(service.port, path)[0] == 0
@@ -67,7 +67,7 @@ def test_a_bell_alone_starts_an_image_within_a_second_and_says_nothing_of_it(ser
 
 
 def test_live_work_overtakes_retrospective_work(service, tmp_path):
-    service.start(["listen", "worker"])
+    service.start(["listen", "worker", "deliver"])
     for number in range(3):
         old, path = film(tmp_path, number)
         assert dcmsend(service.port, path)[0] == 0
@@ -93,7 +93,7 @@ def test_live_work_overtakes_retrospective_work(service, tmp_path):
 
 
 def test_two_workers_share_the_work_and_each_image_is_screened_once(service, tmp_path):
-    service.start(["listen", "worker", "worker"])
+    service.start(["listen", "worker", "worker", "deliver"])
     films = [film(tmp_path, number) for number in range(12)]
     assert dcmsend(service.port, *[path for _, path in films])[0] == 0
     for ds, _ in films:
