@@ -192,9 +192,9 @@ def test_sigterm_lets_a_worker_finish_and_nothing_is_counted_against_the_image(s
     assert process.wait(30) == 0
     with service.database.read() as session:
         rows = session.scalars(select(ScreeningRow)).all()
-        assert {row.state for row in rows} <= {"waiting", "withheld"}
+        assert {row.state for row in rows} <= {"waiting", "reported"}
         assert all(row.failures == 0 and row.lease_expires_at is None for row in rows)
-    service.start(["worker", "sweep"])
+    service.start(["worker", "sweep", "deliver"])
     for ds, _ in films:
         assert service.await_ended(ds.SOPInstanceUID).state == "withheld"
 
