@@ -171,7 +171,7 @@ def test_a_child_that_hangs_is_ended_and_at_last_the_image_fails(tmp_path, postg
             stored = service.archive / session.scalar(select(InstanceRow.path))
         stored.unlink()
         os.mkfifo(stored)
-        service.start(["worker"])
+        service.start(["worker", "deliver"])
         assert dcmsend(service.port, other)[0] == 0
         summary = service.await_ended(hanging.SOPInstanceUID, timeout_s=120)
         assert (summary.state, summary.reason) == ("failed", "decoder_timeout")
