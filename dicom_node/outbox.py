@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 OPEN = (DeliveryState.PENDING, DeliveryState.SENT)
 _LEASED = (*OPEN, DeliveryState.WITHDRAWN)  # what is withdrawn may just be on its way
-_RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
+RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Outbox:
                 .where(DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.PENDING)
                 .values(state=DeliveryState.SENT, tries=parcel.tries + 1, proofs=0),
             )
-            changes(session, _withdrawn(parcel).values(**_RELEASED))
+            changes(session, _withdrawn(parcel).values(**RELEASED))
 
     def not_sent(self, parcel: Parcel, error: DeliveryError) -> None:
         """The try is recorded; the object is due again after a pause, or rejected where the error is permanent.
@@ -145,11 +145,11 @@ class Outbox:
                 DeliveryRow.state == DeliveryState.PENDING,
                 DeliveryRow.holder == parcel.holder,
             )
-            if changes(session, held.values(**values, **_RELEASED)):
+            if changes(session, held.values(**values, **RELEASED)):
                 log_try(session, parcel.delivery_id, error.status, str(error))
                 if error.permanent:
                     settle(session, [parcel.delivery_id], str(error))
-            changes(session, _withdrawn(parcel).values(**_RELEASED))
+            changes(session, _withdrawn(parcel).values(**RELEASED))
 
     def proven(self, parcel: Parcel, state: DeliveryState, detail: str | None = None) -> None:
         """It is known how far the object that was sent can be proven to be there."""
@@ -157,7 +157,7 @@ class Outbox:
             ended = update(DeliveryRow).where(
                 DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
             )
-            if changes(session, ended.values(state=state, **_RELEASED)):
+            if changes(session, ended.values(state=state, **RELEASED)):
                 if detail:
                     log_try(session, parcel.delivery_id, None, detail)
                 settle(session, [parcel.delivery_id])
@@ -174,7 +174,7 @@ class Outbox:
             )
             pause_s = self._pause_s(parcel.proofs) if reached else self._pause_since_s(session, parcel)
             values = {"proofs": parcel.proofs + reached, "not_before": db_now(pause_s)}
-            if changes(session, waiting.values(**values, **_RELEASED)):
+            if changes(session, waiting.values(**values, **RELEASED)):
                 log_try(session, parcel.delivery_id, None, detail)
 
     def give_back(self, parcels: Sequence[Parcel]) -> None:
@@ -184,7 +184,7 @@ class Outbox:
                 held = update(DeliveryRow).where(
                     DeliveryRow.id == parcel.delivery_id, DeliveryRow.holder == parcel.holder
                 )
-                changes(session, held.values(**_RELEASED))
+                changes(session, held.values(**RELEASED))
 
     def renew(self, parcels: Sequence[Parcel], lease_s: float) -> None:
         """The caller holds the parcels for `lease_s` seconds from now, as far as they are still its own.
@@ -249,7 +249,7 @@ class Outbox:
             session.execute(
                 update(DeliveryRow)
                 .where(DeliveryRow.id.in_(keys))
-                .values(state=DeliveryState.PENDING, tries=0, proofs=0, not_before=db_now(), **_RELEASED)
+                .values(state=DeliveryState.PENDING, tries=0, proofs=0, not_before=db_now(), **RELEASED)
                 .execution_options(synchronize_session=False)
             )
             for screening in _screenings(session, keys):
@@ -263,7 +263,7 @@ class Outbox:
         """What a dead process held is due again: only where the caller is the only one that delivers."""
         held = update(DeliveryRow).where(DeliveryRow.state.in_(_LEASED), DeliveryRow.holder.is_not(None))
         with self._database.write() as session:
-            session.execute(held.values(tries=_with_lost_try(), **_RELEASED))
+            session.execute(held.values(tries=_with_lost_try(), **RELEASED))
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Objects by destination and state."""

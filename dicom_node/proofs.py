@@ -13,12 +13,11 @@ from sqlalchemy import select, update
 
 from dicom_node.commitment import FailureReason, Remedy, remedy_of
 from dicom_node.domain import DeliveryState
-from dicom_node.outbox import changes, log_try, settle
+from dicom_node.outbox import RELEASED, changes, log_try, settle
 from dicom_node.tables import CommitmentItemRow, CommitmentRow, DeliveryRow, ObjectRow, db_now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
     from sqlalchemy.orm import Session
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 MOST_SENDS = 5  # of an object that a peer takes and then has not got
 _UNPROVEN = (DeliveryState.SENT, DeliveryState.UNPROVEN, DeliveryState.READ_BACK)
-_RELEASED: dict[str, Any] = {"lease_expires_at": None, "holder": None}
 
 
 class Proofs:
@@ -55,7 +53,7 @@ class Proofs:
                 waiting = update(DeliveryRow).where(
                     DeliveryRow.id == parcel.delivery_id, DeliveryRow.state == DeliveryState.SENT
                 )
-                changes(session, waiting.values(proofs=parcel.proofs + 1, not_before=db_now(wait_s), **_RELEASED))
+                changes(session, waiting.values(proofs=parcel.proofs + 1, not_before=db_now(wait_s), **RELEASED))
         return transaction_uid
 
     def is_answered(self, transaction_uid: str) -> bool:

@@ -44,8 +44,8 @@ class Reporter:
 
         Raises
         ------
-        OSError, sqlalchemy.exc.SQLAlchemyError
-            The disk or the database fails: no study's fault.
+        sqlalchemy.exc.SQLAlchemyError
+            The database fails: no study's fault. Where the disk does, the studies wait.
         """
         found = self._reports.due(self._settings.study_quiet_s, _BATCH)
         begun: list[tuple[Draft, Future[Product] | NodeError]] = []
@@ -125,7 +125,7 @@ class Reporter:
             )
 
     def _begin(
-        self, draft: Draft, sources: Sequence[Source], sop_class_uid: str = next(iter(SOP_CLASSES))
+        self, draft: Draft, sources: Sequence[Source], sop_class_uid: str = SOP_CLASSES[0]
     ) -> Future[Product] | NodeError:
         """What a child will have built; an error where the archive does not hold what it is built of."""
         try:
@@ -169,7 +169,7 @@ def _result(future: Future[Product] | NodeError) -> Product:
     except FileNotFoundError as error:
         raise MissingFileError("an image of the study is not in the archive") from error
     except OSError as error:
-        raise UnreadableFileError(f"an image cannot be read from the archive: {error.strerror}") from error
+        raise UnreadableFileError(f"the archive does not serve a report: {error.strerror}") from error
     except Exception as error:
         raise _UnforeseenError(f"the report could not be built: {place_of(error)}") from error
 

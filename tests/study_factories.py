@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 from pydicom import dcmread
+from sqlalchemy import select
 
 from dicom_node.archive import Archive
 from dicom_node.claims import Claims
-from dicom_node.config import Settings
+from dicom_node.config import Peer, Settings
 from dicom_node.domain import ObjectKind
 from dicom_node.ledger import Ledger
 from dicom_node.maps import SUFFIX, encode_maps, read_maps
@@ -19,12 +20,14 @@ from dicom_node.reporting import Reporter
 from dicom_node.reports import Reports
 from dicom_node.results import encode
 from dicom_node.routing import destinations
+from dicom_node.tables import ObjectRow
 from tests.factories import ROOT, chest_dataset, chest_pixels
 from tests.ledger_factories import received
 from tests.result_factories import manifest
 from tests.result_factories import prediction as answer
 
 STUDY = f"{ROOT}.1"
+PACS = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104, destination=True)
 
 
 class Desk:
@@ -81,3 +84,37 @@ class Desk:
 
     def read(self, product_path):
         return dcmread(self.archive.locate(product_path))
+
+
+def rows(desk, model, **of):
+    with desk.database.read() as session:
+        return session.scalars(select(model).filter_by(**of).order_by(model.id)).all()
+
+
+def reports(desk):
+    return [desk.read(row.path) for row in rows(desk, ObjectRow, kind="report")]
+
+
+def cited(report):
+    """SOP Instance UIDs of the images and heatmaps that the report cites as evidence."""
+    return {
+        instance.ReferencedSOPInstanceUID
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def predecessors(report):
+    return {
+        instance.ReferencedSOPInstanceUID
+        for study in report.get("PredecessorDocumentsSequence", [])
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+
+
+def send_all(desk):
+    for parcel in desk.outbox.claim("deliverer", 99, 60):
+        desk.outbox.sent(parcel, 0)
+        desk.outbox.proven(parcel, "read_back")
