@@ -16,10 +16,10 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from dicom_node import predictions
 from dicom_node.bundle import parse_manifest
 from dicom_node.domain import LostLeaseError, Prediction, Purpose, State
-from dicom_node.ledger import log_transition
 from dicom_node.outbox import enqueue
 from dicom_node.releases import newest_thresholds
 from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, db_now
+from dicom_node.transitions import log_transition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

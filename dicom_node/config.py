@@ -8,8 +8,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import quote, urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -69,6 +79,68 @@ class Peer(BaseModel):
     senders: tuple[AETitle, ...] = Field(
         (), description="Deliver results only of what these AE titles sent; empty for all."
     )
+    retrieve: tuple[Literal["move", "get", "web"], ...] = Field(
+        (),
+        description="How a retrospective run fetches from this peer, the first way first, the next where one fails: "
+        "move (C-MOVE), get (C-GET), web (WADO-RS). Empty: it is no source.",
+    )
+    find: Literal["dicom", "web"] = Field(
+        "dicom", description="How it is asked what it holds: dicom (C-FIND) or web (QIDO-RS)."
+    )
+    web_url: str = Field("", description="Its DICOMweb service root, such as https://pacs.example/dicom-web.")
+    web_user: str = Field("", description="User name for `web_url` (HTTP Basic), if it wants one.")
+    web_password: SecretStr = Field(SecretStr(""), description="Password for `web_url`.")
+
+
+class Retrospective(BaseModel):
+    """How politely an archive is screened, and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: str = Field(
+        "22:00-06:00",
+        pattern=r"^$|^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$",
+        description="Hours of the site's day in which a run fetches; empty for all day.",
+    )
+    time_zone: str = Field("UTC", description="The site's time zone, such as Europe/Vienna.")
+    studies_per_minute: int = Field(30, ge=1, le=10_000, description="Most studies that are begun in any minute.")
+    retrievals: int = Field(2, ge=1, le=64, description="Most studies that are fetched at the same time.")
+    held_gb: float = Field(
+        20.0, gt=0, allow_inf_nan=False, description="Most gigabytes of fetched images in the archive at a time."
+    )
+    waiting_images: int = Field(
+        256, ge=1, description="Images that wait for a worker at which no further study is fetched."
+    )
+    purge: bool = Field(True, description="Delete what was fetched once it is screened; the results stay.")
+    study_timeout_s: Seconds = Field(600.0, description="Longest time in which one study is fetched.")
+    stall_timeout_s: Seconds = Field(60.0, description="Longest time without a further image of it.")
+    slow_s: Seconds = Field(60.0, description="A study that takes longer than this is slow; three of them are a pause.")
+    pause_s: Seconds = Field(
+        60.0, description="First pause after an error of the PACS, or when it is slow; it doubles."
+    )
+    pause_max_s: Seconds = Field(1800.0, description="Longest such pause.")
+    nightly: bool = Field(False, description="Screen the studies of the day before when the window opens.")
+    nightly_source: str = Field("", description="The peer that is asked for them; empty where one alone can be.")
+    nightly_deliver: bool = Field(False, description="Send the results of nightly runs to the destinations.")
+    catch_up_days: int = Field(7, ge=1, le=366, description="Most missed nights that are caught up.")
+
+    @field_validator("window")
+    @classmethod
+    def _is_no_moment(cls, value: str) -> str:
+        if value and value[:5] == value[6:]:
+            raise ValueError("it opens and closes at the same time; leave it empty for all day")
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(
+                "no such time zone; names are those of the IANA database, such as Europe/Vienna"
+            ) from error
+        return value
 
 
 class Settings(BaseSettings):
@@ -101,6 +173,10 @@ class Settings(BaseSettings):
     codes: dict[str, Code] = Field(
         {},
         description="The site's own code of a question in reports: one [codes.TARGET] table per question; see below.",
+    )
+
+    retrospective: Retrospective = Field(
+        Retrospective(), description="One [retrospective] table: when archives are screened, how politely; see below."
     )
 
     accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")
@@ -162,6 +238,9 @@ class Settings(BaseSettings):
         names = [peer.name for peer in self.peers]
         if len(set(names)) != len(names):
             raise ValueError("two [[peers]] have the same name; give each its own")
+        for peer in self.peers:
+            if not peer.web_url and (peer.find == "web" or "web" in peer.retrieve):
+                raise ValueError(f"[[peers]] {peer.name}: find or retrieve by web needs web_url")
         for url, password in ("database_url", "database_password"), ("broker_url", "broker_password"):
             if getattr(self, password).get_secret_value() and not _takes_password(getattr(self, url)):
                 raise ValueError(f"{password} is set, but {url} holds a password already or names no server")
@@ -170,6 +249,11 @@ class Settings(BaseSettings):
     def destinations(self) -> tuple[Peer, ...]:
         """The peers that results are delivered to."""
         return tuple(peer for peer in self.peers if peer.destination)
+
+    @property
+    def sources(self) -> tuple[Peer, ...]:
+        """The peers that retrospective runs can fetch from."""
+        return tuple(peer for peer in self.peers if peer.retrieve)
 
     @property
     def database_dsn(self) -> str:

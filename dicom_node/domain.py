@@ -37,11 +37,48 @@ class State(StrEnum):
 
 
 class Purpose(StrEnum):
-    """Why an instance is screened, the most urgent first; each purpose has its own screening and its own state."""
+    """Why an instance is screened, the most urgent first.
+
+    `retrospective` is for a run where it never came live; `shadow` stands beside the instance's own screening, and
+    delivers nothing.
+    """
 
     LIVE = "live"
     SHADOW = "shadow"
     RETROSPECTIVE = "retrospective"
+
+
+class Origin(StrEnum):
+    """How an object came: a peer sent it, moved it at this node's request (C-MOVE), or this node fetched it."""
+
+    SENT = "sent"
+    MOVED = "moved"
+    FETCHED = "fetched"
+
+
+class RunState(StrEnum):
+    """State of a retrospective run: its cohort is being asked for, stands, is screened, held back, or done with."""
+
+    PLANNING = "planning"
+    PLANNED = "planned"
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+class StudyState(StrEnum):
+    """State of one study of a run: ``found -> retrieving -> retrieved -> screened -> done``, or `failed` on the way.
+
+    A study that needs no fetching goes from `retrieving` to `retrieved` at once. `screened` is when every image of it
+    has its answer, `done` when that was delivered, where it is to be, and what was fetched was purged.
+    """
+
+    FOUND = "found"
+    RETRIEVING = "retrieving"
+    RETRIEVED = "retrieved"
+    SCREENED = "screened"
+    DONE = "done"
+    FAILED = "failed"
 
 
 class DeliveryState(StrEnum):

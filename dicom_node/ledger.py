@@ -19,14 +19,15 @@ for `dicom_node.database` its own row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
 
-from dicom_node.domain import ObjectKind, Purpose, State
+from dicom_node.domain import ObjectKind, Origin, Purpose, State
 from dicom_node.predictions import target_results
 from dicom_node.releases import ReleaseError, Releases
+from dicom_node.retrospective.arrivals import asked_for, land, land_known, make_live
 from dicom_node.tables import (
     InstanceRow,
     ObjectRow,
@@ -34,10 +35,10 @@ from dicom_node.tables import (
     ReleaseRow,
     ResendRow,
     ScreeningRow,
-    TransitionRow,
     db_now,
     storable,
 )
+from dicom_node.transitions import OWN, log_transition
 
 if TYPE_CHECKING:
     from sqlalchemy.exc import SQLAlchemyError
@@ -51,7 +52,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What the listener knows of one instance. `file` is None where its bytes were not kept."""
+    """What is known of one instance when it arrives. `file` is None where its bytes were not kept.
+
+    `patient_age` is in years; `senders` names the peers of the settings by whose AE title it came.
+    """
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -68,11 +72,18 @@ class Received:
     patient_name: str | None = None
     accession_number: str | None = None
     study_date: str | None = None
+    patient_sex: str | None = None
+    patient_age: int | None = None
+    manufacturer: str = ""
+    model_name: str = ""
+    origin: Origin = Origin.SENT
+    run_study_id: int | None = None
+    senders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What became of one instance: its live screening in brief."""
+    """What became of one instance: its own screening in brief."""
 
     state: State
     reason: str | None
@@ -125,8 +136,11 @@ class Ledger:
         remedy = "start `dicom-node up` once" if self._database.embedded else "run `dicom-node db upgrade`"
         return ReleaseError(f"no bundle release is active in the ledger: {remedy}")
 
-    def record(self, received: Received) -> str:
-        """The instance is in the ledger, committed. Returns ``new``, ``duplicate`` or ``conflict``.
+    def record(self, received: Received) -> tuple[str, bool]:
+        """The instance is in the ledger, committed.
+
+        Returns ``new``, ``duplicate`` or ``conflict``, and whether a worker may have work now. What a run asked for is
+        screened for the run; what a run holds and a peer then sends is the peer's from now on, and screened once.
 
         Raises
         ------
@@ -140,11 +154,18 @@ class Ledger:
         except IntegrityError:  # another association recorded the same instance a moment ago
             return self._record(received)
 
-    def _record(self, received: Received) -> str:
+    def _record(self, received: Received) -> tuple[str, bool]:
         with self._database.write() as session:
-            known = session.scalar(select(InstanceRow).filter_by(sop_instance_uid=received.sop_instance_uid))
+            asked = asked_for(session, received)
+            # Locked: what a run held is not purged between this look and the commit.
+            known = session.scalar(
+                select(InstanceRow).filter_by(sop_instance_uid=received.sop_instance_uid).with_for_update()
+            )
             if known is not None:
                 kind = "duplicate" if known.sha256 == received.sha256 else "conflict"
+                if asked is not None:
+                    land_known(session, asked, known, received)
+                    return kind, False
                 session.add(
                     ResendRow(
                         instance_id=known.id,
@@ -155,7 +176,7 @@ class Ledger:
                         received_at=db_now(),
                     )
                 )
-                return kind
+                return kind, make_live(session, known, received)
             release_id = self._active_release(session)
             admission = received.admission
             instance = InstanceRow(
@@ -177,6 +198,10 @@ class Ledger:
                 patient_name=storable(received.patient_name),
                 accession_number=storable(received.accession_number),
                 study_date=storable(received.study_date),
+                patient_sex=storable(received.patient_sex),
+                patient_age=received.patient_age,
+                manufacturer=storable(received.manufacturer),
+                model_name=storable(received.model_name),
                 received_at=db_now(),
             )
             session.add(instance)
@@ -185,14 +210,17 @@ class Ledger:
             screening = ScreeningRow(
                 instance_id=instance.id,
                 release_id=release_id,
-                purpose=Purpose.LIVE,
+                purpose=Purpose.LIVE if asked is None else Purpose.RETROSPECTIVE,
+                delivers=asked is None or asked.delivers,
                 state=state,
                 reason=admission.reason,
             )
             session.add(screening)
             session.flush()
             log_transition(session, screening.id, None, state, 0)
-            return "new"
+            if asked is not None:
+                land(session, asked, received, screening.id)
+            return "new", state is State.WAITING and asked is None
 
     def _active_release(self, session: Session) -> int:
         """The release for a new screening; no other is activated before the caller's transaction ends.
@@ -207,12 +235,12 @@ class Ledger:
         return release_id
 
     def summary(self, sop_instance_uid: str) -> Summary | None:
-        """The live screening of an instance and its products by kind; None where the instance is not known."""
+        """The own screening of an instance and its products by kind; None where the instance is not known."""
         with self._database.read() as session:
             screening = session.scalars(
                 select(ScreeningRow)
                 .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
-                .where(InstanceRow.sop_instance_uid == sop_instance_uid, ScreeningRow.purpose == Purpose.LIVE)
+                .where(InstanceRow.sop_instance_uid == sop_instance_uid, ScreeningRow.purpose.in_(OWN))
                 .order_by(ScreeningRow.id.desc())
             ).first()
             if screening is None:
@@ -237,14 +265,14 @@ class Ledger:
         )
 
     def counts(self) -> dict[str, int]:
-        """Instances by the state of their live screening, and `received`, `duplicates`, `conflicts`.
+        """Instances by the state of their own screening, and `received`, `duplicates`, `conflicts`.
 
         `received` counts the instances themselves, so that one without a screening breaks the invariant
         received = delivered + withheld + declined + failed + waiting instead of vanishing from both sides.
         """
         by_state = (
             select(ScreeningRow.state, func.count())
-            .where(ScreeningRow.purpose == Purpose.LIVE, ScreeningRow.replaced_by.is_(None))
+            .where(ScreeningRow.purpose.in_(OWN), ScreeningRow.replaced_by.is_(None))
             .group_by(ScreeningRow.state)
         )
         with self._database.read() as session:
@@ -262,20 +290,3 @@ class Ledger:
             "duplicates": resends.get("duplicate", 0),
             "conflicts": resends.get("conflict", 0),
         }
-
-
-def change_state(session: Session, screening_id: int, attempt: int, old: State, new: State, **values: Any) -> None:
-    """Move a screening that nobody holds, in the caller's transaction, and log it."""
-    moved = session.execute(
-        update(ScreeningRow)
-        .where(ScreeningRow.id == screening_id, ScreeningRow.state == old)
-        .values(state=new, **values)
-    )
-    if moved.rowcount != 1:  # type: ignore[attr-defined]
-        raise LookupError(f"screening {screening_id} is not {old}")
-    log_transition(session, screening_id, old, new, attempt)
-
-
-def log_transition(session: Session, screening_id: int, old: State | None, new: State, attempt: int) -> None:
-    """The change stands in the audit trail, in the caller's transaction."""
-    session.add(TransitionRow(screening_id=screening_id, from_state=old, to_state=new, attempt=attempt, at=db_now()))

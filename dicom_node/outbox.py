@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import case, func, or_, select, update
 
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
-from dicom_node.ledger import change_state
 from dicom_node.tables import (
     DeliveryRow,
     DeliveryTryRow,
@@ -31,6 +30,7 @@ from dicom_node.tables import (
     ScreeningRow,
     db_now,
 )
+from dicom_node.transitions import change_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -11,7 +11,6 @@ from sqlalchemy.orm import aliased
 from dicom_node import predictions
 from dicom_node.bundle import parse_manifest
 from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
-from dicom_node.ledger import change_state
 from dicom_node.outbox import REJECTED, changes, enqueue, settle_screening
 from dicom_node.tables import (
     DeliveryRow,
@@ -23,6 +22,7 @@ from dicom_node.tables import (
     ScreeningRow,
     db_now,
 )
+from dicom_node.transitions import change_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,14 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 
 from dicom_node.bundle import parse_manifest
 from dicom_node.database import Database
 from dicom_node.domain import NodeError, ObjectKind, Purpose, State
-from dicom_node.ledger import change_state, log_transition
 from dicom_node.releases import newest_thresholds
+from dicom_node.retrospective.arrivals import screen_anew
 from dicom_node.tables import InstanceRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
+from dicom_node.transitions import OWN, change_state
 
 if TYPE_CHECKING:
     from typing import Any
@@ -52,7 +53,7 @@ def rescreen(settings: Settings, study_instance_uid: str) -> int:
                 .where(
                     InstanceRow.study_instance_uid == study_instance_uid,
                     InstanceRow.path.is_not(None),
-                    ScreeningRow.purpose == Purpose.LIVE,
+                    ScreeningRow.purpose.in_(OWN),
                     ScreeningRow.replaced_by.is_(None),
                     or_(ScreeningRow.state != State.DECLINED, ScreeningRow.attempt > 0),  # not by its header
                 )
@@ -68,7 +69,13 @@ def rescreen(settings: Settings, study_instance_uid: str) -> int:
                 if screening.state in _ENDED and _would_differ(session, screening, release)
             ]
             for screening in anew:
-                _replace(session, screening, release.id)
+                screen_anew(
+                    session,
+                    screening,
+                    release.id,
+                    purpose=Purpose(screening.purpose),
+                    delivers=screening.delivers,
+                )
             untold = [screening for screening, _ in found if screening not in anew and _is_untold(session, screening)]
             for screening in untold:
                 again: dict[str, Any] = {"failures": 0, "not_before": None, "reason": None, "detail": None}
@@ -94,22 +101,3 @@ def _is_untold(session: Session, screening: ScreeningRow) -> bool:
     """Whether it has a heatmap that stands, and failed when its report was made."""
     drawn = select(ObjectRow.id).filter_by(screening_id=screening.id, kind=ObjectKind.HEATMAP, retraction_id=None)
     return screening.state == State.FAILED and screening.report_id is None and session.scalar(drawn) is not None
-
-
-def _replace(session: Session, screening: ScreeningRow, release_id: int) -> None:
-    # Of all releases: while it waits, another may become active, and has perhaps screened the image before.
-    rounds = select(func.max(ScreeningRow.round)).filter_by(
-        instance_id=screening.instance_id, purpose=screening.purpose
-    )
-    anew = ScreeningRow(
-        instance_id=screening.instance_id,
-        release_id=release_id,
-        purpose=screening.purpose,
-        state=State.WAITING,
-        round=(session.scalar(rounds) or 0) + 1,
-    )
-    session.add(anew)
-    session.flush()
-    log_transition(session, anew.id, None, State.WAITING, 0)
-    screening.replaced_by = anew.id
-    session.flush()

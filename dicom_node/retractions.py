@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select, update
 
 from dicom_node.domain import DeliveryState, NodeError, ObjectKind, State
-from dicom_node.ledger import change_state
 from dicom_node.outbox import enqueue, settle
 from dicom_node.tables import (
     DeliveryRow,
@@ -20,6 +19,7 @@ from dicom_node.tables import (
     db_now,
     storable,
 )
+from dicom_node.transitions import change_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     text,
+    true,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -102,9 +103,9 @@ def storable(text: str | None) -> str | None:
     return None if text is None else text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 
-_UID = String(64)  # PS3.5 9.1
+UID = String(64)  # PS3.5 9.1
 _AE_TITLE = String(16)
-_WORD = String(32)
+WORD = String(32)
 
 
 class NodeRow(Base):
@@ -144,7 +145,7 @@ class ThresholdRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
-    target: Mapped[str] = mapped_column(_WORD)
+    target: Mapped[str] = mapped_column(WORD)
     version: Mapped[int]
     threshold: Mapped[float]
     set_by: Mapped[str] = mapped_column(String(64))
@@ -153,29 +154,36 @@ class ThresholdRow(Base):
 
 
 class InstanceRow(Base):
-    """One received SOP instance and what admission said of it."""
+    """One received SOP instance and what admission said of it.
+
+    `path` is None where its bytes were not kept, or were purged once it was screened. `patient_age` is in years.
+    """
 
     __tablename__ = "instances"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    sop_instance_uid: Mapped[str] = mapped_column(_UID, unique=True)
-    sop_class_uid: Mapped[str] = mapped_column(_UID)
-    study_instance_uid: Mapped[str] = mapped_column(_UID, index=True)
-    series_instance_uid: Mapped[str] = mapped_column(_UID)
-    transfer_syntax_uid: Mapped[str] = mapped_column(_UID)
+    sop_instance_uid: Mapped[str] = mapped_column(UID, unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    study_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    transfer_syntax_uid: Mapped[str] = mapped_column(UID)
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int]
     path: Mapped[str | None] = mapped_column(String(128))
     calling_ae_title: Mapped[str] = mapped_column(_AE_TITLE)
     modality: Mapped[str] = mapped_column(String(16))
-    view: Mapped[str] = mapped_column(_WORD)
-    body_part: Mapped[str] = mapped_column(_WORD)
+    view: Mapped[str] = mapped_column(WORD)
+    body_part: Mapped[str] = mapped_column(WORD)
     evidence: Mapped[list[Any]]
     notes: Mapped[list[Any]]
     patient_id: Mapped[str | None] = mapped_column(String(64))
     patient_name: Mapped[str | None] = mapped_column(String(324))
     accession_number: Mapped[str | None] = mapped_column(String(16))
     study_date: Mapped[str | None] = mapped_column(String(8))
+    patient_sex: Mapped[str | None] = mapped_column(String(16))
+    patient_age: Mapped[int | None]
+    manufacturer: Mapped[str | None] = mapped_column(String(64))
+    model_name: Mapped[str | None] = mapped_column(String(64))
     received_at: Mapped[datetime]
 
 
@@ -186,7 +194,7 @@ class ResendRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"), index=True)
-    kind: Mapped[str] = mapped_column(_WORD)
+    kind: Mapped[str] = mapped_column(WORD)
     sha256: Mapped[str] = mapped_column(String(64))
     path: Mapped[str | None] = mapped_column(String(128))
     calling_ae_title: Mapped[str] = mapped_column(_AE_TITLE)
@@ -200,9 +208,9 @@ class ReportRow(Base):
     __table_args__ = (UniqueConstraint("study_instance_uid", "release_id", "purpose", "version"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    study_instance_uid: Mapped[str] = mapped_column(_UID)
+    study_instance_uid: Mapped[str] = mapped_column(UID)
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
-    purpose: Mapped[str] = mapped_column(_WORD)
+    purpose: Mapped[str] = mapped_column(WORD)
     version: Mapped[int]
     replaced_by: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
     issued_at: Mapped[datetime]
@@ -223,8 +231,8 @@ class RetractionRow(Base):
     __tablename__ = "retractions"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    study_instance_uid: Mapped[str] = mapped_column(_UID, index=True)
-    reason: Mapped[str] = mapped_column(_WORD)
+    study_instance_uid: Mapped[str] = mapped_column(UID, index=True)
+    reason: Mapped[str] = mapped_column(WORD)
     comment: Mapped[str] = mapped_column(Text)
     asked_by: Mapped[str] = mapped_column(String(64))
     at: Mapped[datetime]
@@ -234,7 +242,7 @@ class ScreeningRow(Base):
     """One instance x release x purpose: the unit of work, and the state machine's place.
 
     `round` counts how often the instance was screened for the purpose; `replaced_by` is the later screening.
-    `report_id` is the newest report that tells of it.
+    `report_id` is the newest report that tells of it. What does not `deliver` is known to the ledger alone.
     """
 
     __tablename__ = "screenings"
@@ -247,8 +255,8 @@ class ScreeningRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     instance_id: Mapped[int] = mapped_column(ForeignKey("instances.id"))
     release_id: Mapped[int] = mapped_column(ForeignKey("releases.id"))
-    purpose: Mapped[str] = mapped_column(_WORD)
-    state: Mapped[str] = mapped_column(_WORD)
+    purpose: Mapped[str] = mapped_column(WORD)
+    state: Mapped[str] = mapped_column(WORD)
     reason: Mapped[str | None] = mapped_column(String(64))
     detail: Mapped[str | None] = mapped_column(String(400))
     attempt: Mapped[int] = mapped_column(default=0)
@@ -259,6 +267,7 @@ class ScreeningRow(Base):
     remarks: Mapped[list[Any]] = mapped_column(default=list, server_default="[]")
     round: Mapped[int] = mapped_column(default=1, server_default="1")
     replaced_by: Mapped[int | None] = mapped_column(ForeignKey("screenings.id"))
+    delivers: Mapped[bool] = mapped_column(default=True, server_default=true())
     report_id: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
 
 
@@ -269,8 +278,8 @@ class TransitionRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), index=True)
-    from_state: Mapped[str | None] = mapped_column(_WORD)
-    to_state: Mapped[str] = mapped_column(_WORD)
+    from_state: Mapped[str | None] = mapped_column(WORD)
+    to_state: Mapped[str] = mapped_column(WORD)
     attempt: Mapped[int]
     at: Mapped[datetime]
 
@@ -281,13 +290,13 @@ class OutcomeRow(Base):
     __tablename__ = "outcomes"
 
     screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), primary_key=True)
-    target: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    target: Mapped[str] = mapped_column(WORD, primary_key=True)
     position: Mapped[int]
-    operating_point: Mapped[str] = mapped_column(_WORD)
+    operating_point: Mapped[str] = mapped_column(WORD)
     probability: Mapped[float]
     threshold: Mapped[float]
     flagged: Mapped[bool]
-    decision: Mapped[str] = mapped_column(_WORD, server_default="")
+    decision: Mapped[str] = mapped_column(WORD, server_default="")
 
 
 class MemberOutputRow(Base):
@@ -296,8 +305,8 @@ class MemberOutputRow(Base):
     __tablename__ = "member_outputs"
 
     screening_id: Mapped[int] = mapped_column(ForeignKey("screenings.id"), primary_key=True)
-    member: Mapped[str] = mapped_column(_WORD, primary_key=True)
-    output: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    member: Mapped[str] = mapped_column(WORD, primary_key=True)
+    output: Mapped[str] = mapped_column(WORD, primary_key=True)
     value: Mapped[float]
 
 
@@ -318,10 +327,10 @@ class ObjectRow(Base):
     screening_id: Mapped[int | None] = mapped_column(ForeignKey("screenings.id"))
     report_id: Mapped[int | None] = mapped_column(ForeignKey("reports.id"))
     retraction_id: Mapped[int | None] = mapped_column(ForeignKey("retractions.id"))
-    kind: Mapped[str] = mapped_column(_WORD)
+    kind: Mapped[str] = mapped_column(WORD)
     name: Mapped[str] = mapped_column(String(80))
-    sop_class_uid: Mapped[str | None] = mapped_column(_UID)
-    sop_instance_uid: Mapped[str | None] = mapped_column(_UID, index=True)
+    sop_class_uid: Mapped[str | None] = mapped_column(UID)
+    sop_instance_uid: Mapped[str | None] = mapped_column(UID, index=True)
     path: Mapped[str] = mapped_column(String(128))
     sha256: Mapped[str] = mapped_column(String(64))
     box: Mapped[list[Any] | None]
@@ -348,7 +357,7 @@ class DeliveryRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     object_id: Mapped[int] = mapped_column(ForeignKey("objects.id"))
     destination: Mapped[str] = mapped_column(String(64))
-    state: Mapped[str] = mapped_column(_WORD)
+    state: Mapped[str] = mapped_column(WORD)
     tries: Mapped[int] = mapped_column(default=0)
     proofs: Mapped[int] = mapped_column(default=0, server_default="0")
     not_before: Mapped[datetime]
@@ -374,7 +383,7 @@ class CommitmentRow(Base):
     __tablename__ = "commitments"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    transaction_uid: Mapped[str] = mapped_column(_UID, unique=True)
+    transaction_uid: Mapped[str] = mapped_column(UID, unique=True)
     destination: Mapped[str] = mapped_column(String(64))
     requested_at: Mapped[datetime]
     answered_at: Mapped[datetime | None]

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+import dicom_node.retrospective.tables  # noqa: F401 - its tables are in the metadata
 from dicom_node.tables import Base
 
 

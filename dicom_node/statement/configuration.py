@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 from dicom_node import delivery, listener, pacs, proofs
@@ -60,6 +61,8 @@ def _fields(found: Iterable[tuple[str, FieldInfo]]) -> str:
 def _shown(default: Any) -> str:
     if default is PydanticUndefined:
         return "none: must be set"
+    if isinstance(default, SecretStr):
+        return "empty"
     if isinstance(default, tuple | dict):
         return ", ".join(f"`{value}`" for value in default) or "empty"
     return f"`{json.dumps(default) if isinstance(default, bool) else default}`"

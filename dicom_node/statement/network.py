@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydicom.uid import UID, KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicom_node import association, commitment, listener, pacs
+from dicom_node import association, commitment, intake, listener, pacs
 from dicom_node.admission import COMPANION_SOP_CLASSES, SOP_CLASSES
 from dicom_node.association import Fault
 from dicom_node.commitment import FailureReason, Remedy, remedy_of
@@ -173,7 +173,7 @@ def answers_to_store() -> str:
             "Disk or database cannot take it now, or the node waits for its database. Not recorded: send it again.",
         ),
         (
-            listener.DATASET_MISMATCH,
+            intake.DATASET_MISMATCH,
             "Error: Data Set Does Not Match SOP Class",
             (
                 "SOP Class or Instance UID are not the request's; Study or Series Instance UID is missing; or one of "
@@ -181,7 +181,7 @@ def answers_to_store() -> str:
             ),
         ),
         (
-            listener.CANNOT_UNDERSTAND,
+            intake.CANNOT_UNDERSTAND,
             "Error: Cannot Understand",
             "The data set cannot be parsed, or begins with a group below 0008.",
         ),

@@ -24,10 +24,9 @@ from dicom_node.database import Database
 from dicom_node.demo.instances import phantom_dataset
 from dicom_node.demo.pacs import free_port
 from dicom_node.domain import MANUFACTURER, MODEL_NAME, NodeError
+from dicom_node.intake import CANNOT_UNDERSTAND, DATASET_MISMATCH
 from dicom_node.ledger import Ledger
 from dicom_node.listener import (
-    CANNOT_UNDERSTAND,
-    DATASET_MISMATCH,
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SUCCESS,

@@ -16,7 +16,7 @@ MAY_IMPORT = {
         *(f"dicom_node.{name}" for name in ("pixels", "resize", "domain", "bundle", "combination", "demo.phantom")),
     ),
     "workers": ("workers", "dicom_node", "training.models"),
-    "migrations": ("dicom_node.tables",),
+    "migrations": ("dicom_node.tables", "dicom_node.retrospective.tables"),
 }
 NEVER = {
     "dicom_node": {"torch", "torchvision", "safetensors"},

@@ -10,7 +10,7 @@ import typer.main
 from pydantic import SecretStr
 
 from dicom_node.cli import app
-from dicom_node.config import Peer, Settings, load
+from dicom_node.config import Peer, Retrospective, Settings, load
 from dicom_node.domain import DeclineReason, DeliveryState, State
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +21,15 @@ DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 def shown(value):
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if isinstance(value, (tuple, dict)) or value == "":
+    if isinstance(value, (tuple, dict, Retrospective)) or value == "":
         return ""
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
+
+
+def shown_key(field):
+    if field.is_required() or isinstance(field.default, SecretStr):
+        return ""
+    return f"`{json.dumps(field.default)}`"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -40,8 +46,13 @@ def test_the_readme_lists_no_setting_that_is_gone():
 @pytest.mark.parametrize("name", Peer.model_fields)
 def test_every_key_of_a_peer_stands_in_the_readme_with_its_default(name):
     field = Peer.model_fields[name]
-    default = "" if field.is_required() else f"`{json.dumps(field.default)}`"
-    assert f"| `{name}` | {default} | {field.description} |" in README
+    assert f"| `{name}` | {shown_key(field)} | {field.description} |" in README
+
+
+@pytest.mark.parametrize("name", Retrospective.model_fields)
+def test_every_key_of_retrospective_runs_stands_in_the_readme_with_its_default(name):
+    field = Retrospective.model_fields[name]
+    assert f"| `{name}` | {shown_key(field)} | {field.description} |" in README
 
 
 @pytest.mark.parametrize("state", [*State, *DeliveryState])

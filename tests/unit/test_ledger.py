@@ -79,7 +79,7 @@ def state_of(database):
 
 
 def test_a_new_instance_waits(ledger):
-    assert ledger.record(received()) == "new"
+    assert ledger.record(received())[0] == "new"
     counts = ledger.counts()
     assert (counts["received"], counts["waiting"]) == (1, 1)
     assert invariant_holds(counts)
@@ -94,9 +94,9 @@ def test_a_declined_instance_is_recorded_with_its_reason_and_never_claimed(ledge
 
 
 def test_the_same_bytes_again_are_a_duplicate_and_others_a_conflict(ledger):
-    assert ledger.record(received()) == "new"
-    assert ledger.record(received()) == "duplicate"
-    assert ledger.record(received(sha256="f" * 64)) == "conflict"
+    assert ledger.record(received())[0] == "new"
+    assert ledger.record(received())[0] == "duplicate"
+    assert ledger.record(received(sha256="f" * 64))[0] == "conflict"
     counts = ledger.counts()
     assert (counts["received"], counts["duplicates"], counts["conflicts"]) == (1, 1, 1)
 
@@ -144,7 +144,7 @@ def test_no_screening_waits_for_a_release_that_was_left_meanwhile(postgres_dsn):
         number = 0
         while not stop.is_set():
             number += 1
-            assert ledger.record(received(f"{thread}.{number}")) == "new"
+            assert ledger.record(received(f"{thread}.{number}"))[0] == "new"
 
     with ThreadPoolExecutor(4) as pool:
         receiving = [pool.submit(receive, thread) for thread in range(1, 5)]
@@ -171,7 +171,7 @@ def test_two_activations_at_the_same_time_leave_one_release_active(ledger, datab
 
 
 def test_text_that_no_database_takes_is_no_reason_to_refuse_an_image(ledger, database):
-    assert ledger.record(received(patient_name="A\0B\udc80", patient_id="\0")) == "new"
+    assert ledger.record(received(patient_name="A\0B\udc80", patient_id="\0"))[0] == "new"
     with database.read() as session:
         assert session.execute(select(InstanceRow.patient_name, InstanceRow.patient_id)).one() == ("AB?", "")
 
@@ -203,7 +203,7 @@ def test_many_workers_never_claim_the_same_screening(ledger, claims):
 
 
 def test_the_same_instance_from_eight_associations_at_once_is_one_and_seven_duplicates(ledger, database):
-    answers = at_once(8, lambda _: ledger.record(received()))
+    answers = at_once(8, lambda _: ledger.record(received())[0])
     assert sorted(answers) == ["duplicate"] * 7 + ["new"]
     counts = ledger.counts()
     assert (counts["received"], counts["waiting"], counts["duplicates"]) == (1, 1, 7)

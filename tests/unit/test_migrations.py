@@ -101,6 +101,8 @@ def use(connection, tables, word):
     for table in tables:
         numbered = is_numbered(table)
         values = {column.name: some(column, word) for column in table.columns if not (numbered and column.primary_key)}
+        if all(column.foreign_keys for column in table.primary_key):  # a link between rows 1, which can be made once
+            connection.execute(table.delete())
         key = connection.execute(table.insert().values(values)).inserted_primary_key
         this = sa.and_(*(column == value for column, value in zip(table.primary_key, key, strict=True)))
         assert connection.execute(table.update().values(values).where(this)).rowcount == 1

@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from dicom_node import __version__, commitment, delivery, listener, pacs
+from dicom_node import __version__, commitment, delivery, intake, listener, pacs
 from dicom_node.config import Settings
 from dicom_node.domain import DeclineReason, DeliveryState, RejectionReason
 from dicom_node.normalise import PATIENT_AND_STUDY, normalise
@@ -88,13 +88,15 @@ def told(cells: list[list[str]]) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("module", "made"),
-    [(listener, network.answers_to_store), (commitment, network.answers_to_event_report)],
+    ("modules", "made"),
+    [((listener, intake), network.answers_to_store), ((commitment,), network.answers_to_event_report)],
     ids=["C-STORE", "N-EVENT-REPORT"],
 )
-def test_every_status_that_is_answered_stands_in_its_table_and_no_other(module: ModuleType, made: object) -> None:
+def test_every_status_that_is_answered_stands_in_its_table_and_no_other(
+    modules: tuple[ModuleType, ...], made: object
+) -> None:
     assert callable(made)
-    assert told(rows(made())) == statuses(module)
+    assert told(rows(made())) == set().union(*map(statuses, modules))
 
 
 def test_every_status_of_c_store_is_treated_as_the_table_says() -> None:
