@@ -8,10 +8,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 from dicom_node.domain import DeliveryError
+from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.transport import bounded
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
@@ -70,8 +71,12 @@ def associated(
     ae_title: str,
     timeout_s: float,
     handlers: Sequence[evt.EventHandlerType] = (),
+    received: Sequence[str] = (),
 ) -> Iterator[Association]:
     """An association on which the peer accepts at least one of the SOP classes, released at the end.
+
+    For C-GET, `received` are the storage SOP classes of which this node is the SCP on it: each in every transfer syntax
+    that it reads, a context for each, so that an object comes as it is stored.
 
     Raises
     ------
@@ -79,6 +84,10 @@ def associated(
         Permanent where the peer rejects this node for good, or accepts nothing.
     """
     entity = application_entity(abstract_syntaxes, ae_title=ae_title, timeout_s=timeout_s)
+    for sop_class in received:
+        for transfer_syntax in TRANSFER_SYNTAXES:
+            entity.add_requested_context(sop_class, transfer_syntax)
+    roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in received]
     connected: list[Event] = []
     rejections: list[A_ASSOCIATE] = []
 
@@ -94,7 +103,7 @@ def associated(
         *handlers,
     ]
     try:
-        association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=bound)
+        association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, ext_neg=roles, evt_handlers=bound)
     except OSError as error:  # such as a host name that does not resolve
         raise AssociationError(
             f"{peer.name} ({peer.host}:{peer.port}) cannot be reached: {error.strerror}", fault=Fault.UNRESOLVED

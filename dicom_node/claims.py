@@ -46,6 +46,8 @@ class Claim:
     ----------
     thresholds
         The site's newest ones for the release that is asked for, by target; the bundle's own count for the others.
+    delivers
+        Whether its results were to go to the destinations when it was claimed: it may have become live since.
     """
 
     screening_id: int
@@ -55,6 +57,8 @@ class Claim:
     manifest_json: str = field(repr=False)
     calling_ae_title: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    purpose: Purpose = Purpose.LIVE
+    delivers: bool = True
 
     @property
     def manifest(self) -> Manifest:
@@ -79,7 +83,7 @@ class Claims:
     def claim_batch(self, worker: str, lease_s: float, limit: int) -> list[Claim]:
         """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`.
 
-        One that has failed before comes alone. A live one is screened by the release that is active now.
+        One that has failed before comes alone. Each is screened by the release that is active now.
         """
         with self._database.read() as session:
             if session.scalar(select(ScreeningRow.id).where(*_is_due()).limit(1)) is None:
@@ -122,7 +126,7 @@ class Claims:
         if state is State.WAITING:
             log_transition(session, screening.id, state, State.CLAIMED, attempt)
             state = State.CLAIMED
-            if screening.purpose == Purpose.LIVE and active_release is not None:
+            if active_release is not None:
                 release_id = active_release  # it may have been claimed when the release changed, and given back since
         session.execute(
             update(ScreeningRow)
@@ -143,7 +147,15 @@ class Claims:
             manifest_json=release.manifest,
             calling_ae_title=instance.calling_ae_title,
             thresholds=thresholds[release_id],
+            purpose=Purpose(screening.purpose),
+            delivers=screening.delivers,
         )
+
+    def live_waits(self) -> bool:
+        """Whether a live screening waits for a worker: what is less urgent lets it go first."""
+        live = select(ScreeningRow.id).where(ScreeningRow.purpose == Purpose.LIVE, *_is_due()).limit(1)
+        with self._database.read() as session:
+            return session.scalar(live) is not None
 
     def waiting(self) -> dict[Purpose, int]:
         """How many screenings a worker could claim now."""
@@ -179,14 +191,21 @@ class Claims:
     def save_heatmap(self, claim: Claim, heatmap: Product, destinations: Sequence[str], notes: Sequence[str]) -> None:
         """The heatmap is recorded and due at the destinations; the screening is `reported`, to be told of by its study.
 
-        `notes` say what had to be put right in the header.
+        One that does not deliver is `withheld`, and ends so. `notes` say what had to be put right in the header.
         """
         with self._database.write() as session:
-            self._move(session, claim, State.PREDICTED, State.REPORTED, **_RELEASED)
-            enqueue(session, heatmap, destinations, screening_id=claim.screening_id)
+            delivers = _delivers(session, claim)
+            self._move(session, claim, State.PREDICTED, State.REPORTED if delivers else State.WITHHELD, **_RELEASED)
+            enqueue(session, heatmap, destinations if delivers else (), screening_id=claim.screening_id)
             if notes:
                 screening = session.get_one(ScreeningRow, claim.screening_id)
                 session.get_one(InstanceRow, screening.instance_id).notes = list(notes)
+
+    def withhold(self, claim: Claim) -> None:
+        """A screening that does not deliver ends with its prediction; one that became live is to be claimed again."""
+        with self._database.write() as session:
+            state = State.PREDICTED if _delivers(session, claim) else State.WITHHELD
+            self._move(session, claim, State.PREDICTED, state, **_RELEASED)
 
     def decline(self, claim: Claim, reason: DeclineReason, detail: str) -> None:
         """The screening is `declined` by what its pixels show."""
@@ -202,7 +221,7 @@ class Claims:
         """The screening waits again, uncounted, for the fault was not its own; others go first for `pause_s`."""
         with self._database.write() as session:
             old = _state(session, claim)
-            values = {"detail": detail[:400], "not_before": db_now(pause_s)}
+            values = {"detail": detail[:400], "not_before": db_now(pause_s) if pause_s else None}
             self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
 
     def count_failure(
@@ -288,6 +307,12 @@ def _is_due() -> tuple[ColumnElement[bool], ...]:
 
 def _state(session: Session, claim: Claim) -> State:
     return State(session.get_one(ScreeningRow, claim.screening_id).state)
+
+
+def _delivers(session: Session, claim: Claim) -> bool:
+    """As it stands, and stays until the caller's transaction ends."""
+    query = select(ScreeningRow.delivers).filter_by(id=claim.screening_id).with_for_update()
+    return bool(session.scalar(query))
 
 
 def _after_claim(state: State) -> State:

@@ -18,6 +18,7 @@ from rich.table import Table
 from dicom_node import __version__, bundle_cli, explain_cli, results_cli
 from dicom_node.config import Settings, load
 from dicom_node.domain import NodeError, State, invariant_holds
+from dicom_node.retrospective import cli as retrospective_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,7 +75,7 @@ def up(context: typer.Context) -> None:
 
 @app.command(hidden=True)
 def role(context: typer.Context, name: str) -> None:
-    """Run one child of `up` (listen, work, deliver, sweep) or of `worker` (answer)."""
+    """Run one child of `up` (listen, work, deliver, sweep, retrieve) or of `worker` (answer)."""
     from dicom_node import roles
 
     settings, stop = context.obj.settings, roles.stop_on_signal()
@@ -82,8 +83,12 @@ def role(context: typer.Context, name: str) -> None:
         _resolve(name)(settings, stop)
     elif name in ("listen", "deliver", "sweep"):
         getattr(roles, name)(settings, stop)
+    elif name == "retrieve":
+        from dicom_node.retrospective import fetching
+
+        fetching.retrieve(settings, stop)
     else:
-        raise NodeError(f"no role {name!r}: it is listen, work, deliver, sweep or answer")
+        raise NodeError(f"no role {name!r}: it is listen, work, deliver, sweep, retrieve or answer")
 
 
 @app.command()
@@ -117,6 +122,12 @@ def deliver(context: typer.Context) -> None:
 def sweep(context: typer.Context) -> None:
     """Service: give back what is stuck, and ring for what waits without a bell."""
     _serve("sweep", context)
+
+
+@app.command("retrieve")
+def retrieve_studies(context: typer.Context) -> None:
+    """Service: fetch the studies of retrospective runs, while they are due."""
+    _serve("retrieve", context)
 
 
 def _serve(name: str, context: typer.Context) -> None:
@@ -175,6 +186,7 @@ def doctor(
 _database = typer.Typer(no_args_is_help=True, help="The ledger's database.")
 app.add_typer(_database, name="db")
 app.add_typer(bundle_cli.app, name="bundle")
+app.add_typer(retrospective_cli.app, name="retrospective")
 for _command in (explain_cli.explain, results_cli.resend, results_cli.rescreen, results_cli.retract):
     app.command()(_command)
 

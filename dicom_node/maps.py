@@ -37,13 +37,17 @@ class UnreadableFileError(NodeError):
     reason = "archive_unreadable"
 
 
-def encode_maps(maps: Sequence[MemberMap]) -> bytes:
-    """The file: the same maps give the same bytes."""
+def encode_maps(maps: Sequence[MemberMap], owner: int) -> bytes:
+    """The file: the same maps of the same screening `owner` give the same bytes.
+
+    No two screenings share a file, for that of one may be purged.
+    """
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
         for one in maps:
             entry = zipfile.ZipInfo(f"{one.member}/{one.name}{_PNG}")  # of 1980: no clock is asked
             file.writestr(entry, cv2.imencode(_PNG, one.pixels)[1].tobytes())
+        file.comment = f"screening {owner}".encode()
     return buffer.getvalue()
 
 

@@ -21,6 +21,7 @@ from dicom_node.database import Database, sqlite_file
 from dicom_node.domain import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.outbox import Outbox
+from dicom_node.retrospective.studies import Studies
 from dicom_node.roles import StartError, stop_on_signal
 from dicom_node.upgrade import settle, tell_difference
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROLES = ("listen", "work", "deliver", "sweep")
+RETRIEVE = "retrieve"  # where a peer is a source of retrospective runs
 READY_LINE = "the node is up"
 _LOCK_FILE = "node.lock"
 _READY_TIMEOUT_S = 120.0
@@ -57,7 +59,8 @@ def up(settings: Settings, config: Path | None) -> None:
     stop = stop_on_signal()
     with locked(settings, alone=True):
         _prepare(settings)
-        children = [supervisor.Child(role, config) for role in ROLES]
+        roles = (*ROLES, RETRIEVE) if settings.sources else ROLES
+        children = [supervisor.Child(role, config) for role in roles]
         try:
             for child in children:
                 child.start()
@@ -86,6 +89,7 @@ def _prepare(settings: Settings) -> None:
     tell_difference(settings, active)
     recovered = Claims(database).recover()
     Outbox(database, retry_base_s=settings.retry_base_s, retry_max_s=settings.retry_max_s).recover()
+    Studies(database).recover()
     if settings.broker_url:
         log.warning("broker_url is set, but the embedded node needs no broker and uses none")
     if recovered:

@@ -95,7 +95,7 @@ def _stuck(session: Session) -> dict[DeliveryState, dict[str, int]]:
 
 def _reports_due(session: Session) -> int:
     due = (
-        select(InstanceRow.study_instance_uid, ScreeningRow.release_id, ScreeningRow.purpose)
+        select(InstanceRow.study_instance_uid, ScreeningRow.release_id)
         .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
         .where(
             ScreeningRow.state == State.REPORTED,

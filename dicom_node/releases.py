@@ -13,7 +13,7 @@ from sqlalchemy.orm import aliased
 
 from dicom_node.bundle import Manifest
 from dicom_node.database import sqlite_file
-from dicom_node.domain import NodeError, Purpose, State
+from dicom_node.domain import NodeError, State
 from dicom_node.tables import ReleaseRow, ScreeningRow, ThresholdRow, db_now, storable
 
 if TYPE_CHECKING:
@@ -99,9 +99,7 @@ class Releases:
             session.flush()
             session.execute(update(ReleaseRow).where(ReleaseRow.id == release_id).values(active=True))
             session.execute(
-                update(ScreeningRow)
-                .where(ScreeningRow.state == State.WAITING, ScreeningRow.purpose == Purpose.LIVE)
-                .values(release_id=release_id)
+                update(ScreeningRow).where(ScreeningRow.state == State.WAITING).values(release_id=release_id)
             )
 
     def set_threshold(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import aliased
 
 from dicom_node import predictions
 from dicom_node.bundle import parse_manifest
-from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, State
+from dicom_node.domain import DeliveryState, LostLeaseError, ObjectKind, Purpose, State
 from dicom_node.outbox import REJECTED, changes, enqueue, settle_screening
 from dicom_node.tables import (
     DeliveryRow,
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dicom_node.predictions import StoredPrediction
 
 _UNDER_WAY = (State.WAITING, State.CLAIMED, State.PREDICTED)
+# Of all that delivers: a study's report tells of its images alike, came they live or were they fetched.
+_PURPOSE = Purpose.LIVE
 _TOLD = (State.REPORTED, State.DELIVERED, State.WITHHELD)
 
 
@@ -46,7 +48,6 @@ class DueStudy:
 
     study_instance_uid: str
     release_id: int
-    purpose: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Source:
     Attributes
     ----------
     path
-        Of the screened image in the archive.
+        Of the screened image in the archive, or of its header where its pixels were purged.
     report_id
         The newest report that tells of it; None where none does yet.
     """
@@ -143,17 +144,17 @@ class Reports:
                 ~exists().where(
                     same,
                     sibling.instance_id == other.id,
-                    sibling.purpose == ScreeningRow.purpose,
+                    sibling.delivers,
                     sibling.state.in_(_UNDER_WAY),
                     sibling.failures == 0,
                     sibling.not_before.is_(None),
                 ),
             ]
         query = (
-            select(InstanceRow.study_instance_uid, ScreeningRow.release_id, ScreeningRow.purpose)
+            select(InstanceRow.study_instance_uid, ScreeningRow.release_id)
             .join(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
             .where(*conditions)
-            .group_by(InstanceRow.study_instance_uid, ScreeningRow.release_id, ScreeningRow.purpose)
+            .group_by(InstanceRow.study_instance_uid, ScreeningRow.release_id)
             .order_by(func.min(ScreeningRow.id))
             .limit(limit)
         )
@@ -168,7 +169,7 @@ class Reports:
             .where(
                 InstanceRow.study_instance_uid == due.study_instance_uid,
                 ScreeningRow.release_id == due.release_id,
-                ScreeningRow.purpose == due.purpose,
+                ScreeningRow.delivers,
                 ScreeningRow.replaced_by.is_(None),
                 or_(ScreeningRow.state.in_(_TOLD), rejected),
                 or_(ScreeningRow.report_id.is_not(None), *_not_put_off()),
@@ -184,7 +185,7 @@ class Reports:
                 row.id
                 for row in session.scalars(
                     select(ReportRow)
-                    .filter_by(study_instance_uid=due.study_instance_uid, purpose=due.purpose, replaced_by=None)
+                    .filter_by(study_instance_uid=due.study_instance_uid, purpose=_PURPOSE, replaced_by=None)
                     .order_by(ReportRow.id)
                 )
                 if _instances(session, row.id) <= instances
@@ -204,7 +205,7 @@ class Reports:
             )
             replaced = session.scalars(select(ReportRow.id).filter_by(replaced_by=report_id).order_by(ReportRow.id))
             return Draft(
-                DueStudy(report.study_instance_uid, report.release_id, report.purpose),
+                DueStudy(report.study_instance_uid, report.release_id),
                 manifest_json,
                 _load(session, told, manifest_json),
                 _predecessors(session, replaced.all()),
@@ -227,12 +228,12 @@ class Reports:
             if not self._is_as_drafted(session, draft):
                 return None
             version = select(func.max(ReportRow.version)).filter_by(
-                study_instance_uid=due.study_instance_uid, release_id=due.release_id, purpose=due.purpose
+                study_instance_uid=due.study_instance_uid, release_id=due.release_id, purpose=_PURPOSE
             )
             report = ReportRow(
                 study_instance_uid=due.study_instance_uid,
                 release_id=due.release_id,
-                purpose=due.purpose,
+                purpose=_PURPOSE,
                 version=(session.scalar(version) or 0) + 1,
                 issued_at=db_now(),
             )
@@ -293,7 +294,7 @@ class Reports:
             .where(
                 InstanceRow.study_instance_uid == due.study_instance_uid,
                 ScreeningRow.release_id == due.release_id,
-                ScreeningRow.purpose == due.purpose,
+                ScreeningRow.delivers,
                 ScreeningRow.state == State.REPORTED,
                 ScreeningRow.report_id.is_(None),
             )
@@ -355,7 +356,7 @@ def _load(session: Session, query: Any, manifest_json: str) -> tuple[Source, ...
         Source(
             screening_id=screening.id,
             instance_id=instance.id,
-            path=instance.path or "",
+            path=instance.path or instance.header_path or "",
             sop_instance_uid=instance.sop_instance_uid,
             calling_ae_title=instance.calling_ae_title,
             heatmap_sop_class_uid=heatmap.sop_class_uid or "",

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,6 +28,7 @@ from dicom_node.outbox import Outbox
 from dicom_node.proofs import Proofs
 from dicom_node.reporting import Reporter
 from dicom_node.reports import Reports
+from dicom_node.retrospective.runs import Runs
 from dicom_node.watch import IDLE_S, Watch
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ READY = "ready"
 _OUTBOX_POLL_S = 0.05
 _REPORTING = 1  # process that builds reports, for each that delivers
 _PAUSE_AFTER_FAULT_S = 1.0
+_COUNT_S = 60.0
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -125,9 +128,9 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
         reporting, delivery = Fault("reporting"), Fault("delivery")
         while not stop.is_set():
             watch.step()
-            busy = _tried(lambda: depot.reporter.issue_due(watch.step), reporting, database)
+            busy = tried(lambda: depot.reporter.issue_due(watch.step), reporting, database)
             watch.step()
-            busy += _tried(lambda: deliver_due(depot, watch.step, stop.is_set), delivery, database)
+            busy += tried(lambda: deliver_due(depot, watch.step, stop.is_set), delivery, database)
             if not busy:
                 watch.rest()
                 stop.wait(_OUTBOX_POLL_S)
@@ -146,8 +149,8 @@ def make_depot(settings: Settings, database: Database, children: Children) -> De
     )
 
 
-def _tried(work: Callable[[], int], fault: Fault, database: Database) -> int:
-    """How much was done; after a fault nothing, for a while."""
+def tried(work: Callable[[], int], fault: Fault, database: Database) -> int:
+    """How much of the work was done; after a fault, which is told, nothing for a while."""
     if fault.pauses():
         return 0
     try:
@@ -162,23 +165,28 @@ def _tried(work: Callable[[], int], fault: Fault, database: Database) -> int:
 def sweep(
     settings: Settings, stop: threading.Event, top_up: Callable[[Mapping[Purpose, int]], int] | None = None
 ) -> None:
-    """Every `sweep_s` seconds: give back the claims whose lease ran out, ring for what waits, check the invariant.
+    """Every `sweep_s` seconds: give back the claims whose lease ran out, ring for what waits, decide which run is due.
+
+    Once a minute the invariant is checked.
 
     `top_up` takes how many screenings wait, by purpose, and says how often it rang.
     """
     database = Database(settings.database_dsn)
-    claims, ledger = Claims(database), Ledger(database)
+    claims, ledger, runs = Claims(database), Ledger(database), Runs(database)
     watch = Watch(settings.health_dir, "sweep", settings.step_timeout_s)
     announce_ready()
     faults = Fault("sweep"), Fault("ringing")
-    expire_from = 0.0
+    expire_from = count_from = 0.0
     while not stop.is_set():
         watch.step()
         try:
             if time.monotonic() >= expire_from and (expired := claims.expire_leases(settings.max_attempts)):
                 log.warning("gave back %d screenings whose lease ran out", expired)
-            if not invariant_holds(ledger.counts()):
-                log.error("the invariant does not hold: see `dicom-node status`")
+            if time.monotonic() >= count_from:  # to count millions of rows takes its time
+                count_from = time.monotonic() + _COUNT_S
+                if not invariant_holds(ledger.counts()):
+                    log.error("the invariant does not hold: see `dicom-node status`")
+            runs.decide(settings, datetime.now(UTC))
             waiting = claims.waiting() if top_up else {}
         except Exception as error:
             faults[0].tell(_explained(error, database))

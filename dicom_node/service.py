@@ -172,6 +172,15 @@ def sweep(settings: Settings, stop: threading.Event) -> None:
         bells.close()
 
 
+def retrieve(settings: Settings, stop: threading.Event) -> None:
+    """Fetch the studies of runs that are due until told to stop."""
+    from dicom_node.retrospective import fetching
+
+    with joined(settings, stop) as database:
+        if database is not None:
+            fetching.retrieve(settings, stop)
+
+
 def worker(settings: Settings, config: Path | None, devices: Sequence[str], stop: threading.Event) -> None:
     """One process for each device, started again when it dies, until told to stop.
 

@@ -156,7 +156,8 @@ class ThresholdRow(Base):
 class InstanceRow(Base):
     """One received SOP instance and what admission said of it.
 
-    `path` is None where its bytes were not kept, or were purged once it was screened. `patient_age` is in years.
+    `path` is None where its bytes were not kept, or were purged once it was screened; of one whose results were
+    delivered, its header is then still there, at `header_path`. `patient_age` is in years.
     """
 
     __tablename__ = "instances"
@@ -170,6 +171,7 @@ class InstanceRow(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int]
     path: Mapped[str | None] = mapped_column(String(128))
+    header_path: Mapped[str | None] = mapped_column(String(128))
     calling_ae_title: Mapped[str] = mapped_column(_AE_TITLE)
     modality: Mapped[str] = mapped_column(String(16))
     view: Mapped[str] = mapped_column(WORD)

@@ -64,7 +64,7 @@ class Desk:
         """What waits longest is screened, and its heatmap is due where the settings want it."""
         claim = self.claims.claim("worker", 60)
         given = answer(probability, threshold, release=claim.manifest.release, **changed)
-        maps_file = self.archive.store(encode_maps(given.maps), SUFFIX) if given.maps else None
+        maps_file = self.archive.store(encode_maps(given.maps, claim.screening_id), SUFFIX) if given.maps else None
         self.claims.save_prediction(claim, given, maps_file)
         self.draw(claim)
         return claim

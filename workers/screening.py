@@ -20,6 +20,7 @@ from dicom_node.domain import (
     LostLeaseError,
     NodeError,
     ObjectKind,
+    Purpose,
     State,
     place_of,
 )
@@ -116,6 +117,8 @@ class Screener:
     def screen(self, batch: Sequence[Claim], stopping: Callable[[], bool] = lambda: False) -> None:
         """Each screening is `reported`, `withheld`, `declined` or `failed`, or waits again.
 
+        A batch without a live one is given back when a live one comes, but for what the networks have at hand.
+
         Raises
         ------
         OSError, sqlalchemy.exc.SQLAlchemyError
@@ -124,10 +127,11 @@ class Screener:
             This process cannot go on; a new one can.
         """
         held = {claim.screening_id: claim for claim in batch}
-        detail, pause_s = "the worker was told to stop", 0.0
+        detail, pause_s = "the worker was told to stop, or a live image came", 0.0
+        is_live = any(claim.purpose is Purpose.LIVE for claim in batch)
         try:
             with kept_alive(partial(self._renew, held), self._settings.lease_s):
-                self._advance_all(held, stopping)
+                self._advance_all(held, lambda: stopping() or (not is_live and self._claims.live_waits()))
         except (OSError, SQLAlchemyError) as error:
             detail, pause_s = type(error).__name__, self._settings.retry_base_s
             raise
@@ -231,7 +235,11 @@ class Screener:
             if job.claim.screening_id not in held:
                 continue
             with self._guarded(job.claim, held):
-                building.append(self._draw(job, found.get(job.claim.screening_id)))
+                begun = self._draw(job, found.get(job.claim.screening_id))
+                if begun is None:
+                    held.pop(job.claim.screening_id)
+                else:
+                    building.append(begun)
         return building
 
     def _answers(
@@ -252,14 +260,23 @@ class Screener:
                 (found[job.claim.screening_id],) = self._ensemble.predict([job.decoded.squares], thresholds)
         return found
 
-    def _draw(self, job: _Job, answer: Prediction | NodeError | None) -> _Building:
+    def _draw(self, job: _Job, answer: Prediction | NodeError | None) -> _Building | None:
+        """What a child builds of the prediction; None where the screening ends with it.
+
+        A heatmap that goes nowhere is made for the report of a run, which shows what was flagged.
+        """
         claim, archive = job.claim, self._archive
         if isinstance(answer, NodeError):
             raise answer
         if answer is not None:
-            maps_file = archive.store(encode_maps(answer.maps), SUFFIX) if answer.maps else None
+            maps_file = archive.store(encode_maps(answer.maps, claim.screening_id), SUFFIX) if answer.maps else None
             self._claims.save_prediction(claim, answer, maps_file)
         stored = self._claims.load_prediction(claim)  # what is told is what the ledger holds
+        flagged = any(result.flagged for result in stored.prediction.targets)
+        if not (claim.delivers or flagged):
+            self._claims.withhold(claim)
+            log.info("screening %d withheld", claim.screening_id)
+            return None
         future = self._children.submit(
             partial(store_picture, heatmap_size=self._settings.heatmap_size),
             archive,
@@ -269,7 +286,7 @@ class Screener:
             claim.manifest_json,
             stored.predicted_at,
         )
-        return _Building(claim, future, any(result.flagged for result in stored.prediction.targets))
+        return _Building(claim, future, flagged)
 
     def _save_heatmap(self, one: _Building, held: dict[int, Claim]) -> None:
         claim = one.claim

@@ -15,7 +15,7 @@ class RunRow(Base):
     """A retrospective run: what is wanted of which peer, and whether it is fetched now.
 
     `rests_because` is why nothing is fetched at the moment, as the sweep last decided; `rests_until` the end of a
-    pause for the peer's sake, after `faults` of it in a row.
+    pause for the peer's sake, after `faults` of it in a row, the last being `fault`.
     """
 
     __tablename__ = "runs"
@@ -31,6 +31,7 @@ class RunRow(Base):
     rests_because: Mapped[str | None] = mapped_column(String(400))
     rests_until: Mapped[datetime | None]
     faults: Mapped[int] = mapped_column(default=0)
+    fault: Mapped[str | None] = mapped_column(String(400))
     created_at: Mapped[datetime]
     begun_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
@@ -51,7 +52,8 @@ class RunDayRow(Base):
 class RunStudyRow(Base):
     """A study of a run, or a line of a cohort file to which the peer has none (then without a UID).
 
-    `instances` is what the peer says that it holds; `held_bytes` what was fetched for it and lies in the archive.
+    `instances` is what the peer says that it holds, `landed` how many of those that are wanted the ledger has, and
+    `held_bytes` what was fetched for them and lies in the archive. `flagged`: any of them was.
     """
 
     __tablename__ = "run_studies"
@@ -92,6 +94,8 @@ class RunStudyRow(Base):
     lease_expires_at: Mapped[datetime | None]
     begun_at: Mapped[datetime | None] = mapped_column(index=True)
     retrieve_s: Mapped[float | None]
+    landed: Mapped[int] = mapped_column(default=0)
+    flagged: Mapped[bool] = mapped_column(default=False)
     held_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     ended_at: Mapped[datetime | None]
 

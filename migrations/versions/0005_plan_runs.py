@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("rests_because", sa.String(length=400), nullable=True),
         sa.Column("rests_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("faults", sa.Integer(), nullable=False),
+        sa.Column("fault", sa.String(length=400), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
@@ -65,6 +66,8 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("retrieve_s", sa.Float(), nullable=True),
+        sa.Column("landed", sa.Integer(), nullable=False),
+        sa.Column("flagged", sa.Boolean(), nullable=False),
         sa.Column("held_bytes", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name=op.f("fk_run_studies_run_id")),
@@ -103,6 +106,7 @@ def upgrade() -> None:
     op.create_index(op.f("ix_run_instances_screening_id"), "run_instances", ["screening_id"])
     op.create_index(op.f("ix_run_instances_sop_instance_uid"), "run_instances", ["sop_instance_uid"])
     with op.batch_alter_table("instances", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("header_path", sa.String(length=128), nullable=True))
         batch_op.add_column(sa.Column("patient_sex", sa.String(length=16), nullable=True))
         batch_op.add_column(sa.Column("patient_age", sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column("manufacturer", sa.String(length=64), nullable=True))
@@ -119,6 +123,7 @@ def downgrade() -> None:
         batch_op.drop_column("manufacturer")
         batch_op.drop_column("patient_age")
         batch_op.drop_column("patient_sex")
+        batch_op.drop_column("header_path")
     op.drop_index(op.f("ix_run_instances_sop_instance_uid"), table_name="run_instances")
     op.drop_index(op.f("ix_run_instances_screening_id"), table_name="run_instances")
     op.drop_table("run_instances")

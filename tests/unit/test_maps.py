@@ -29,15 +29,15 @@ def places(path, maps=MAPS):
 
 
 def test_maps_come_back_from_one_file_to_the_last_bit(archive):
-    path = archive.store(encode_maps(MAPS), SUFFIX).path
+    path = archive.store(encode_maps(MAPS, 1), SUFFIX).path
     for given, read in zip(MAPS, read_maps(archive, places(path)), strict=True):
         assert (read.member, read.name, read.box) == (given.member, given.name, given.box)
         np.testing.assert_array_equal(read.pixels, given.pixels)
 
 
 def test_the_same_maps_are_the_same_bytes_and_anybody_can_open_them(tmp_path):
-    content = encode_maps(MAPS)
-    assert content == encode_maps(MAPS)
+    content = encode_maps(MAPS, 1)
+    assert content == encode_maps(MAPS, 1)
     (tmp_path / "maps.zip").write_bytes(content)
     with zipfile.ZipFile(tmp_path / "maps.zip") as file:
         assert file.testzip() is None
@@ -54,7 +54,7 @@ def test_no_maps_need_no_file(archive):
     assert read_maps(archive, ()) == ()
 
 
-@pytest.mark.parametrize("content", [None, b"garbage", encode_maps(MAPS[:1]), encode_maps(MAPS)[:-30]])
+@pytest.mark.parametrize("content", [None, b"garbage", encode_maps(MAPS[:1], 1), encode_maps(MAPS, 1)[:-30]])
 def test_what_is_not_in_the_archive_as_it_was_stored_is_named(archive, content):
     path = "ab/nothing.zip" if content is None else archive.store(content, SUFFIX).path
     with pytest.raises(MissingFileError, match=path):
