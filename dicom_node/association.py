@@ -114,6 +114,7 @@ def associated(
         fault = Fault.SILENT if connected else Fault.UNREACHABLE
         raise _not_established(association, peer, fault, next(iter(rejections), None))
     _one_message_at_a_time(association)
+    _leave_responses(association)
     try:
         yield association
     finally:
@@ -133,6 +134,25 @@ def _one_message_at_a_time(association: Association) -> None:
             send(primitive, context_id)
 
     association.dimse.send_msg = locked  # type: ignore[method-assign]
+
+
+def _leave_responses(association: Association) -> None:
+    """The association's own thread takes requests alone: a response is for the call that waits for it.
+
+    pynetdicom 3.0.4 pauses that thread before it sends a request, but believes it to be paused when it has just gone
+    on: then it may take the first response, such as a C-FIND's only answer, and throw it away.
+    """
+    messages, take = association.dimse.msg_queue, association.dimse.get_msg
+
+    def requests_first(block: bool = False) -> Any:
+        if block:
+            return take(block=True)
+        with messages.mutex:
+            if messages.queue and getattr(messages.queue[0][1], "MessageIDBeingRespondedTo", None) is None:
+                return messages.queue.popleft()
+        return None, None
+
+    association.dimse.get_msg = requests_first  # type: ignore[method-assign]
 
 
 def _not_established(

@@ -29,7 +29,13 @@ _NOT_UNDERSTOOD = (0xA900, *range(0xC000, 0xD000), 0x0110)
 _TRIES, _PAUSE_S = 3, 0.5
 _LONGEST_QUERY_S = 600.0
 _MOST_ANSWERS = 200_000
-_OPTIONAL = ("ModalitiesInStudy", "NumberOfStudyRelatedInstances", "BodyPartExamined", "SOPClassUID")
+_OPTIONAL = (
+    "ModalitiesInStudy",
+    "NumberOfStudyRelatedInstances",
+    "NumberOfSeriesRelatedInstances",
+    "BodyPartExamined",
+    "SOPClassUID",
+)
 
 
 class _LostError(Exception):

@@ -130,7 +130,8 @@ class Fetching:
             return
         if not told:
             wanted = " or ".join(claim.modalities)
-            self._not_retrieved(claim, "no_images", f"{peer.name} holds no {wanted} image in it any more", attempts=1)
+            gone = f"{peer.name} holds no {wanted} image in it any more"
+            self._not_retrieved(claim, "no_images", gone, attempts=self._settings.max_attempts)
             return
         self._studies.expect(claim, told)
         missing = self._studies.look(claim)

@@ -152,6 +152,8 @@ class Finder:
                 "SOPClassUID": "",
             }
             answers = self._transport.ask("IMAGE", keys)
+            if len(answers.found) < _number(_first(series, "NumberOfSeriesRelatedInstances")):
+                answers = self._transport.ask("IMAGE", keys)  # one may just have been deleted, or lost on its way
             if not answers.complete:
                 raise QueryError(f"{self._transport.name} does not tell all images of a series")
             for answer in answers.found:
@@ -209,14 +211,14 @@ class Finder:
                 continue
             if (not modalities or criteria.body_part) and not self._has_wanted_series(uid, criteria):
                 continue
-            count = _first(answer, "NumberOfStudyRelatedInstances")
+            count = _number(_first(answer, "NumberOfStudyRelatedInstances"))
             wanted.append(
                 FoundStudy(
                     study_instance_uid=uid,
                     study_date=study_date if _DATE.fullmatch(study_date) else (day or ""),
                     accession_number=_first(answer, "AccessionNumber"),
                     patient_id=_first(answer, "PatientID"),
-                    instances=int(count) if count.isdecimal() and len(count) < 7 else None,
+                    instances=count or None,
                 )
             )
         return wanted
@@ -236,6 +238,7 @@ class Finder:
             "SeriesInstanceUID": "",
             "Modality": "",
             "BodyPartExamined": "",
+            "NumberOfSeriesRelatedInstances": "",
         }
         answers = self._transport.ask("SERIES", keys)
         if not answers.complete:
@@ -279,6 +282,11 @@ def finder(peer: Peer, settings: Settings) -> Iterator[Finder]:
 
 def _first(answer: Answer, keyword: str) -> str:
     return next(iter(answer.get(keyword, ())), "")
+
+
+def _number(text: str) -> int:
+    """A count (IS); 0 where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 7 else 0
 
 
 def _times(first: int, last: int) -> str:
