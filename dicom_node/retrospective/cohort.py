@@ -123,8 +123,6 @@ def criteria(
         raise CohortError("--accessions and --patients are two cohorts: plan a run for each")
     if first_day is not None and last_day is None:
         last_day = today
-    if last_day is not None and first_day is None and accessions is None and patients is None:
-        raise CohortError("--to alone has no beginning: give --from too")
     if first_day is not None and last_day is not None:
         if last_day < first_day:
             raise CohortError(f"--from {first_day} is after --to {last_day}: the other way round?")
