@@ -1,4 +1,4 @@
-"""Generated results of evaluations, in the form of `training.evaluation.shape`."""
+"""Generated results of evaluations, in the form of `dicom_node.evaluation.shape`."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from training.evaluation.wording import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from dicom_node.evaluation.shape import AtThreshold, Task
     from training.data.manifest import Picture
-    from training.evaluation.shape import AtThreshold, Task
 
 _SAME_SOURCE, _OUT_OF_FOLD, _VAL, _EXTERNAL = "covid19 against pneumonia", "covid19 against the rest", "val", "external"
 _WITHIN = "pneumonia against normal"

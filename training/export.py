@@ -14,14 +14,14 @@ import safetensors.torch
 import torch
 
 from dicom_node.combination import sigmoid
+from dicom_node.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation.statistics import finite
 from training.card import model_card
 from training.data.manifest import manifest_sha256, read_manifest
 from training.evaluation.baselines import NoLungForests
-from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.page import write_page
 from training.evaluation.parts import nested, scored, what_members_are_worth
-from training.evaluation.statistics import finite
 from training.evaluation.tasks import (
     BY_PNEUMONIA,
     CHILDREN,
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from dicom_node.evaluation.shape import Task
     from training.data.manifest import Picture
-    from training.evaluation.shape import Task
     from training.evaluation.tasks import Forests
     from training.recipe import Recipe
     from training.shipped import Scores

@@ -20,10 +20,10 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from dicom_node.evaluation.statistics import proportion
 from training.data.manifest import read_manifest
 from training.data.splits import groups_of
 from training.data.squares import load_squares
-from training.evaluation.statistics import proportion
 from training.experiment import FINAL
 from training.models.fold import fold_batch_norm
 from training.models.gate import FRONTAL, FRONTALS, KINDS, LATERAL, OTHER, PART, SLICE, TURNS, Gate, pooled_values

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from training.data.splits import groups_of
 from training.evaluation.baselines import NoLungForests
-from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.rows import Rows
 from training.evaluation.tasks import COVID19, PNEUMONIA, pneumonia_tasks, scored, within_sources
 from training.experiment import FOLDS, folds, labelled
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicom_node.evaluation.shape import Task
     from training.data.manifest import Picture
-    from training.evaluation.shape import Task
     from training.recipe import Recipe
 
 

@@ -19,8 +19,8 @@ from sklearn.metrics import roc_auc_score
 
 from dicom_node.bundle import Calibration, Code, Manifest, Member, OperatingPoint, Target, WeightFile
 from dicom_node.combination import Answer, answers, calibrated, disagreement, sigmoid
+from dicom_node.evaluation.statistics import operating_points, proportion
 from training.evaluation.groups import LEAST_SENSITIVITY
-from training.evaluation.statistics import operating_points, proportion
 from training.evaluation.tasks import CHILDREN, COVID19, LEAST_IMAGES, NORMAL, PNEUMONIA
 from training.models.calibration import fit_platt
 

@@ -13,7 +13,10 @@ MAY_IMPORT = {
     "dicom_node": ("dicom_node",),
     "training": (
         "training",
-        *(f"dicom_node.{name}" for name in ("pixels", "resize", "domain", "bundle", "combination", "demo.phantom")),
+        *(
+            f"dicom_node.{name}"
+            for name in ("pixels", "resize", "domain", "bundle", "combination", "demo.phantom", "evaluation")
+        ),
     ),
     "workers": ("workers", "dicom_node", "training.models"),
     "migrations": ("dicom_node.tables", "dicom_node.retrospective.tables"),

@@ -18,12 +18,12 @@ from sklearn.metrics import roc_auc_score
 from dicom_node.bundle import read_manifest
 from dicom_node.combination import answers, calibrated, log_odds, sigmoid
 from dicom_node.domain import BundleError
+from dicom_node.evaluation.statistics import operating_points
 from tests.experiment_factories import write_collection, write_experiment
 from training.card import model_card
 from training.data.manifest import read_manifest as read_pictures
 from training.data.squares import pixels_of
 from training.evaluation.parts import nested
-from training.evaluation.statistics import operating_points
 from training.export import export, out_of_fold, read_member, readings
 from training.models.calibration import fit_platt
 from training.papers import PAPERS

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.evaluation import plots
 from tests import evaluation_factories as made
-from training.evaluation import plots
+from training.evaluation import page as page_module
 from training.evaluation.page import page, write_page
 from training.evaluation.wording import DISCLAIMER, HONEST, POOLED
 
 HOSTILE = '<script>alert("x")</script>'
-TEMPLATE = Path(plots.__file__).with_name("page.html.j2").read_text()
+TEMPLATE = Path(page_module.__file__).with_name("page.html.j2").read_text() + plots.STYLE.read_text()
 
 
 def few(experiment):

@@ -16,8 +16,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from dicom_node.evaluation import bootstrap, statistics
 from training.data.manifest import Picture
-from training.evaluation import bootstrap, statistics
 from training.evaluation.measures import measure
 from training.evaluation.rows import Rows, rows_of
 from training.papers.paper import KINDS, Measure

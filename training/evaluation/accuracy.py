@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation import plots
 from training.card import judged_by
-from training.evaluation import plots
 from training.evaluation.chapter import Chapter, Drawing, bullets, paragraph
 from training.evaluation.declined import decline_check
 from training.evaluation.held_back import EXTERNAL, VAL, on_external, on_val

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.evaluation import statistics
-from training.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
+    from dicom_node.evaluation.shape import Anomaly, Figure, Quantiles
     from training.data.manifest import Picture
     from training.evaluation.rows import Rows
-    from training.evaluation.shape import Anomaly, Figure, Quantiles
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NORMAL = "normal"

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.evaluation import plots
+from dicom_node.evaluation import plots
 from training.evaluation.sections import in_words
 from training.evaluation.wording import prose
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from training.evaluation.plots import Mark
+    from dicom_node.evaluation.plots import Mark
 
 
 @dataclass(frozen=True, slots=True)

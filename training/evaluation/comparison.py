@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from training.evaluation.shape import Compared, Evaluation, Experiment, Figure
+    from dicom_node.evaluation.shape import Compared, Evaluation, Experiment, Figure
     from training.papers.paper import Paper, Published, Table
 
 COMPARISON = "comparison.md"

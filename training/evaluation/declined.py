@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.plots import Mark
+from dicom_node.evaluation.statistics import proportion
 from training.evaluation.chapter import Chapter, bullets, forest, paragraph
-from training.evaluation.plots import Mark
-from training.evaluation.statistics import proportion
 from training.evaluation.wording import markdown_table, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dicom_node.evaluation.shape import Figure
     from training.evaluation.chapter import Drawing
-    from training.evaluation.shape import Figure
 
     Measured = Sequence[tuple[str, Figure]]  # kind, and the share that is declined
 

@@ -6,11 +6,12 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from training.data.manifest import manifest_sha256, read_manifest
-from training.evaluation import statistics, tested
+from training.evaluation import tested
 from training.evaluation.anomaly import anomaly
 from training.evaluation.baselines import NoLungForests
-from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.comparison import write_comparison
 from training.evaluation.lungs import HEATMAP_IMAGES, RANDOMISED_IMAGES, lungs
 from training.evaluation.page import write_page
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from dicom_node.evaluation.shape import Combination, Experiment
     from training.data.manifest import Picture
     from training.evaluation.rows import Rows
-    from training.evaluation.shape import Combination, Experiment
     from training.evaluation.tasks import Scored
     from training.recipe import Recipe
 
@@ -80,7 +81,7 @@ def evaluate(
     heatmap_images: int = HEATMAP_IMAGES,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """What stands in `out/evaluation.json`, in the form of `training.evaluation.shape.Evaluation`.
+    """What stands in `out/evaluation.json`, in the form of `dicom_node.evaluation.shape.Evaluation`.
 
     The page and the comparison lie beside it.
 

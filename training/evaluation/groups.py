@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.evaluation import statistics
-from training.evaluation.bootstrap import RESAMPLES
-from training.evaluation.statistics import at_thresholds, operating_points
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation.statistics import at_thresholds, operating_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from training.evaluation.bootstrap import Patients
-    from training.evaluation.shape import AtThreshold, Brief, Group
+    from dicom_node.evaluation.bootstrap import Patients
+    from dicom_node.evaluation.shape import AtThreshold, Brief, Group
 
 LEAST_SENSITIVITY = 0.95
 # By name: which of `operating_points`, and how it is chosen.

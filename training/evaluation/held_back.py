@@ -14,7 +14,7 @@ from training.targets import ABNORMAL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from training.evaluation.shape import AtThreshold, Task
+    from dicom_node.evaluation.shape import AtThreshold, Task
 
 VAL, EXTERNAL = "val, ", "external"
 _PNEUMONIA = f"{VAL}pneumonia against normal, "

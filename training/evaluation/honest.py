@@ -20,7 +20,7 @@ from training.evaluation.wording import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from training.evaluation.shape import Combination, Experiment, Lungs, Task
+    from dicom_node.evaluation.shape import Combination, Experiment, Lungs, Task
 
 EXTERNAL = "external"
 _WITHIN = (HONEST.partition(",")[0], "pneumonia against normal")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from training.data.outlines import BOXES, MASKS, lung_share, outlines
 from training.data.squares import pixels_of
-from training.evaluation import statistics
-from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.randomisation import Randomisation, heatmaps
 from training.evaluation.rows import answer
 from training.scoring import load_network, score_images, transform_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from training.evaluation.shape import Energy, Lungs
+    from dicom_node.evaluation.shape import Energy, Lungs
     from training.evaluation.tasks import Scored
     from training.recipe import Recipe
 

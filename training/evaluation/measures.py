@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 
-from training.evaluation import bootstrap, statistics
-from training.evaluation.bootstrap import RESAMPLES
-from training.evaluation.statistics import bootstrapped, proportion
+from dicom_node.evaluation import bootstrap, statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation.statistics import bootstrapped, proportion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from dicom_node.evaluation.shape import Figure
     from training.evaluation.rows import Rows
-    from training.evaluation.shape import Figure
     from training.papers.paper import Measure
 
     # Rows, the measure with its score filled in, and the number of bootstrap draws.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from training.evaluation import plots
+from dicom_node.evaluation import plots
+from dicom_node.evaluation.plots import STYLE
 from training.evaluation.sections import Part, Section, Table, counted, experiment_part, in_words, marked, task_sections
 from training.evaluation.wording import (
     DISCLAIMER,
@@ -31,8 +32,8 @@ from training.evaluation.wording import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from training.evaluation.plots import Mark
-    from training.evaluation.shape import Combination, Evaluation, Task
+    from dicom_node.evaluation.plots import Mark
+    from dicom_node.evaluation.shape import Combination, Evaluation, Task
 
 PAGE = "evaluation.html"
 TEMPLATE = "page.html.j2"
@@ -56,7 +57,7 @@ def write_page(result: Mapping[str, Any], out: Path) -> Path:
 def page(result: Mapping[str, Any]) -> str:
     """The page of a result, as text; that of a bundle says whose it is."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, STYLE.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dicom_node.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation.statistics import auc, auc_difference
 from training.data.splits import groups_of
-from training.evaluation.bootstrap import RESAMPLES
-from training.evaluation.statistics import auc, auc_difference
 from training.evaluation.tasks import COVID19, LEAST_IMAGES, NORMAL, PNEUMONIA, Scored
 from training.targets import ABNORMAL, fit_targets
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from training.evaluation import plots
+from dicom_node.evaluation import plots
+from dicom_node.evaluation.statistics import predictive_values, proportion
 from training.evaluation.chapter import Chapter, Drawing, bullets, paragraph, slug
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.sections import counted
-from training.evaluation.statistics import predictive_values, proportion
 from training.evaluation.wording import NOTHING, markdown_table, number, share
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from training.evaluation.shape import AtThreshold, Calibration, Curve, Task
+    from dicom_node.evaluation.shape import AtThreshold, Calibration, Curve, Task
 
 _AT = (0.05, 0.1, 0.2, 0.3, 0.5)
 _WITHIN, _ADULTS = "covid19 against pneumonia, ", "covid19 against the rest, adults"

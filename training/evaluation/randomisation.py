@@ -12,12 +12,12 @@ from scipy.stats import kendalltau, spearmanr
 from torch import nn
 from torch.nn import functional
 
-from training.evaluation import statistics
+from dicom_node.evaluation import statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from training.evaluation.shape import Randomised
+    from dicom_node.evaluation.shape import Randomised
     from training.models.network import Network
 
 _PARTS = (0.25, 0.5, 0.75, 1.0)  # of the layers, counted from the last; before them the last one alone

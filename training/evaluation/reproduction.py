@@ -6,9 +6,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.shape import Curve, Histogram
 from training.evaluation.comparison import how_to_read, paper_section
 from training.evaluation.honest import honest_tables
-from training.evaluation.shape import Curve, Histogram
 from training.evaluation.wording import DISCLAIMER, NOTHING, duration, images, markdown_table, prose
 from training.papers import PAPERS
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from training.evaluation.shape import Combination, Experiment
+    from dicom_node.evaluation.shape import Combination, Experiment
 
 _WOULD_TAKE = ("Paper", "Variant", "Trained by its own protocol", "Small profile takes", "Paper's recipe takes")
 _TRAINED = ("Network", "Images", "Input", "Epochs", "Images an epoch", "Runs", "First stage", "Time", "On")

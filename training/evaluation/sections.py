@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.evaluation import plots
-from training.evaluation.plots import Mark
+from dicom_node.evaluation import plots
+from dicom_node.evaluation.plots import Mark
 from training.evaluation.wording import (
     HONEST,
     NOTHING,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from training.evaluation.shape import (
+    from dicom_node.evaluation.shape import (
         Anomaly,
         AtThreshold,
         Brief,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.plots import Mark
 from training.evaluation.chapter import Chapter, forest, paragraph
 from training.evaluation.held_back import AT_POINTS, at_points
-from training.evaluation.plots import Mark
 from training.evaluation.probability import called
 from training.evaluation.sections import counted
 from training.evaluation.tasks import NOT_STATED
@@ -15,8 +15,8 @@ from training.evaluation.wording import interval, markdown_table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from dicom_node.evaluation.shape import Brief, Task
     from training.evaluation.chapter import Drawing
-    from training.evaluation.shape import Brief, Task
 
 _ASKED = ("covid19 against pneumonia, ", "pneumonia against normal, ", "val, adults", "val, pneumonia against normal, ")
 _LEAST = 5  # of either answer, for a subgroup to be named as the lowest

@@ -18,9 +18,9 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from training.data.splits import fold_of, groups_of
-from training.evaluation import statistics
-from training.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import at, best_thresholds, brief, group
 from training.evaluation.wording import OWN
 from training.experiment import FOLDS
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicom_node.evaluation.shape import Baseline, Brief, Task
     from training.data.manifest import Picture
     from training.evaluation.rows import Rows
-    from training.evaluation.shape import Baseline, Brief, Task
     from training.recipe import Recipe
 
 COVID19, PNEUMONIA, NORMAL, REST = "covid19", "pneumonia", "normal", "the rest"

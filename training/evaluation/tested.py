@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from training.evaluation import statistics
-from training.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from training.evaluation.groups import at, best_thresholds, group
 from training.evaluation.measures import measure
 from training.papers.paper import Measure
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicom_node.evaluation.shape import Compared, ComparedTable, Figure, Group, OfRuns, Tested
     from training.data.manifest import Picture
     from training.evaluation.rows import Rows
-    from training.evaluation.shape import Compared, ComparedTable, Figure, Group, OfRuns, Tested
     from training.papers.paper import Paper, Published
 
 _OF_RUNS = {

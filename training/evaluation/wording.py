@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from training.evaluation.shape import Baseline, Figure, OfRuns, Task
+    from dicom_node.evaluation.shape import Baseline, Figure, OfRuns, Task
 
 NOTHING = "–"
 DISCLAIMER = "Research and decision support; no clinical validity was measured."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.plots import Mark
 from training.evaluation.chapter import Chapter, bullets, forest, listed, paragraph
-from training.evaluation.plots import Mark
 from training.evaluation.tasks import COVID19, NORMAL, PNEUMONIA
 from training.evaluation.wording import NOTHING, best_baseline, difference, interval, markdown_table, verdict
 from training.targets import ABNORMAL
@@ -13,8 +13,8 @@ from training.targets import ABNORMAL
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from dicom_node.evaluation.shape import Baseline, Figure, Task
     from training.evaluation.chapter import Drawing
-    from training.evaluation.shape import Baseline, Figure, Task
 
     Row = Mapping[str, Any]  # of `training.evaluation.parts.what_members_are_worth`
 

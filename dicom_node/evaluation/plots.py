@@ -1,7 +1,7 @@
 """Plots as inline SVG: no file beside the page, and its colours follow the page, light or dark.
 
 The colours are those of Okabe and Ito (2008), told apart by colour-blind readers; lines differ in their dashes too.
-matplotlib is imported when the first plot is drawn: nothing else in `training` needs it.
+matplotlib is imported when the first plot is drawn: nothing else needs it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from training.evaluation.shape import Curve, Figure, Histogram
+    from dicom_node.evaluation.shape import Curve, Figure, Histogram
 
+STYLE = Path(__file__).with_name("page.css")  # of the pages that hold them
 _INK = "#101418"
 # What is drawn in each colour becomes a variable of the page's style sheet, which knows light and dark.
 COLOURS = {
@@ -93,7 +95,7 @@ def roc(network: Curve, baselines: Mapping[str, Curve], alt: str) -> Markup:
         _unit_square(axes, "1 − specificity", "Sensitivity")
         axes.legend(loc="lower right")
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def precision_recall(network: Curve, share: float, alt: str) -> Markup:
@@ -105,7 +107,7 @@ def precision_recall(network: Curve, share: float, alt: str) -> Markup:
         axes.plot(network["x"], network["y"], color=COLOURS["blue"], linewidth=2.2)
         _unit_square(axes, "Recall (sensitivity)", "Precision")
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def histogram(found: Histogram, name: str, alt: str) -> Markup:
@@ -128,7 +130,7 @@ def histogram(found: Histogram, name: str, alt: str) -> Markup:
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]], alt: str) -> Markup:
@@ -150,7 +152,7 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]], alt: str) -
         axes.set(xlim=(0, len(names)), ylim=(len(names), 0), xlabel="Predicted", ylabel="True")
         axes.tick_params(length=0)
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def reliability(curve: Curve, alt: str) -> Markup:
@@ -161,7 +163,7 @@ def reliability(curve: Curve, alt: str) -> Markup:
         axes.plot(curve["x"], curve["y"], color=COLOURS["blue"], marker="o", markersize=4)
         _unit_square(axes, "Calibrated probability", "Share of positives")
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def counted_reliability(curve: Curve, found: Histogram, alt: str) -> Markup:
@@ -187,7 +189,7 @@ def counted_reliability(curve: Curve, found: Histogram, alt: str) -> Markup:
         below.set(xlabel="Calibrated probability", ylabel="Images", ylim=(0, None))
         below.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
-    return _drawn(draw, alt, height=4.4)
+    return drawn(draw, alt, height=4.4)
 
 
 def decision(model: Curve, everything: Curve, alt: str) -> Markup:
@@ -202,7 +204,7 @@ def decision(model: Curve, everything: Curve, alt: str) -> Markup:
         axes.set(xlabel="Threshold probability", ylabel="Net benefit")
         axes.legend(loc="upper right")
 
-    return _drawn(draw, alt)
+    return drawn(draw, alt)
 
 
 def forest(marks: Sequence[Mark], name: str, alt: str, *, level: float | None = 0.5) -> Markup:
@@ -234,7 +236,7 @@ def forest(marks: Sequence[Mark], name: str, alt: str, *, level: float | None = 
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
 
-    return _drawn(draw, alt, height=0.75 + 0.4 * len(marks))
+    return drawn(draw, alt, height=0.75 + 0.4 * len(marks))
 
 
 def as_file(drawing: Markup) -> str:
@@ -278,7 +280,7 @@ def _label(text: str) -> str:
     return text.lstrip("_") or "-"
 
 
-def _drawn(draw: Callable[[Axes], None], alt: str, height: float = 3.6) -> Markup:
+def drawn(draw: Callable[[Axes], None], alt: str, height: float = 3.6) -> Markup:
     """The plot as an SVG element that says `alt` to those who do not see it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Drawing

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy.special import logit
 from scipy.stats import binomtest, norm
 from sklearn.calibration import calibration_curve
@@ -21,18 +20,17 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
-from torchmetrics.functional.classification import binary_calibration_error
 
-from training.evaluation import bootstrap
-from training.evaluation.bootstrap import RESAMPLES
+from dicom_node.evaluation import bootstrap
+from dicom_node.evaluation.bootstrap import RESAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from training.evaluation.bootstrap import Patients
-    from training.evaluation.shape import (
+    from dicom_node.evaluation.bootstrap import Patients
+    from dicom_node.evaluation.shape import (
         AtPrevalence,
         AtThreshold,
         Calibration,
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
 POINTS = 200  # of a curve that is kept
 _DECIMALS = 5  # of a point
 BINS = 40  # of a histogram
+_CALIBRATION_BINS = 10
 PREVALENCES = (0.01, 0.05, 0.10, 0.30)
 CLOPPER_PEARSON = "Clopper-Pearson"
 
@@ -311,9 +310,13 @@ def by_class(matrices: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
 
 
 def calibration_error(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> dict[str, float]:
-    """Brier score, and the expected calibration error over ten bins of equal width."""
-    ece = binary_calibration_error(torch.from_numpy(probability), torch.from_numpy(positive).long(), n_bins=10)
-    return {"brier": float(brier_score_loss(positive, probability, pos_label=True)), "ece": float(ece)}
+    """Brier score, and the expected calibration error over ten bins of equal width (Guo 2017, eq. 3)."""
+    bins = np.minimum((probability * _CALIBRATION_BINS).astype(np.int64), _CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=probability - positive, minlength=_CALIBRATION_BINS)
+    return {
+        "brier": float(brier_score_loss(positive, probability, pos_label=True)),
+        "ece": float(np.abs(gaps).sum() / max(len(positive), 1)),
+    }
 
 
 def recalibration(probability: NDArray[np.float64], positive: NDArray[np.bool_]) -> tuple[float, float] | None:
