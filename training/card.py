@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.wording import NOTHING, difference, interval, share
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.tasks import COVID19
-from training.evaluation.wording import (
-    NOTHING,
-    best_baseline,
-    difference,
-    duration,
-    interval,
-    markdown_table,
-    prose,
-    share,
-    verdict,
-)
+from training.evaluation.wording import best_baseline, duration, markdown_table, prose, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dicom_node.bundle import find_bundle
+from dicom_node.evaluation.wording import DISCLAIMER
 from tests import evaluation_factories as made
 from training.__main__ import app
 from training.evaluation.accuracy import accuracy, write_accuracy
-from training.evaluation.wording import DISCLAIMER, HONEST
+from training.evaluation.wording import HONEST
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "docs" / "accuracy.md"

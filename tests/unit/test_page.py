@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from dicom_node.evaluation import plots
+from dicom_node.evaluation.wording import DISCLAIMER
 from tests import evaluation_factories as made
 from training.evaluation import page as page_module
 from training.evaluation.page import page, write_page
-from training.evaluation.wording import DISCLAIMER, HONEST, POOLED
+from training.evaluation.wording import HONEST, POOLED
 
 HOSTILE = '<script>alert("x")</script>'
 TEMPLATE = Path(page_module.__file__).with_name("page.html.j2").read_text() + plots.STYLE.read_text()

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation import plots
+from dicom_node.evaluation.wording import DISCLAIMER
 from training.card import judged_by
 from training.evaluation.chapter import Chapter, Drawing, bullets, paragraph
 from training.evaluation.declined import decline_check
@@ -13,7 +14,7 @@ from training.evaluation.held_back import EXTERNAL, VAL, on_external, on_val
 from training.evaluation.probability import calibration, decisions, indeterminate
 from training.evaluation.subgroups import by_subgroup
 from training.evaluation.tasks import BY_PNEUMONIA, PNEUMONIA
-from training.evaluation.wording import DISCLAIMER, cell
+from training.evaluation.wording import cell
 from training.evaluation.worth import honest_tasks
 
 if TYPE_CHECKING:

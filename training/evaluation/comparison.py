@@ -5,18 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from dicom_node.evaluation.wording import DISCLAIMER, NOTHING
 from training.evaluation.honest import honest_tables
-from training.evaluation.wording import (
-    DISCLAIMER,
-    NOTHING,
-    cell,
-    images,
-    markdown_table,
-    measured,
-    profile,
-    prose,
-    published,
-)
+from training.evaluation.wording import cell, images, markdown_table, measured, profile, prose, published
 from training.papers import PAPERS
 
 if TYPE_CHECKING:

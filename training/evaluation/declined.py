@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation.plots import Mark
 from dicom_node.evaluation.statistics import proportion
+from dicom_node.evaluation.wording import share
 from training.evaluation.chapter import Chapter, bullets, forest, paragraph
-from training.evaluation.wording import markdown_table, share
+from training.evaluation.wording import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.wording import NOTHING, interval, number, share
 from training.evaluation.chapter import Chapter, paragraph
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.sections import counted
 from training.evaluation.tasks import BY_PNEUMONIA, COVID19, PNEUMONIA
-from training.evaluation.wording import NOTHING, interval, markdown_table, number, share
+from training.evaluation.wording import markdown_table
 from training.targets import ABNORMAL
 
 if TYPE_CHECKING:

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from training.evaluation.wording import (
-    HONEST,
-    NOTHING,
-    OWN,
-    POOLED,
-    cell,
-    difference,
-    interval,
-    markdown_table,
-    prose,
-    share,
-)
+from dicom_node.evaluation.wording import NOTHING, difference, interval, share
+from training.evaluation.wording import HONEST, OWN, POOLED, cell, markdown_table, prose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

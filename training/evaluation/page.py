@@ -6,28 +6,14 @@ them. Figures of split `val` and of sources never trained on have not: no forest
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from dicom_node.evaluation import plots
-from dicom_node.evaluation.plots import STYLE
-from training.evaluation.sections import Part, Section, Table, counted, experiment_part, in_words, marked, task_sections
-from training.evaluation.wording import (
-    DISCLAIMER,
-    HONEST,
-    NOTHING,
-    OWN,
-    POOLED,
-    best_baseline,
-    difference,
-    images,
-    interval,
-    share,
-    verdict,
-)
+from dicom_node.evaluation.section import Section, Table, environment
+from dicom_node.evaluation.wording import DISCLAIMER, NOTHING, difference, interval, share
+from training.evaluation.sections import Part, counted, experiment_part, in_words, marked, task_sections
+from training.evaluation.wording import HONEST, OWN, POOLED, best_baseline, images, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,22 +42,9 @@ def write_page(result: Mapping[str, Any], out: Path) -> Path:
 
 def page(result: Mapping[str, Any]) -> str:
     """The page of a result, as text; that of a bundle says whose it is."""
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, STYLE.parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = _unbroken
-    template = environment.get_template(TEMPLATE)
+    template = environment(Path(__file__).parent).get_template(TEMPLATE)
     title = f"Evaluation of {result['bundle']} {result['release']}" if "bundle" in result else "Evaluation"
     return template.render(title=title, disclaimer=DISCLAIMER, **_view(cast("Evaluation", result)))
-
-
-def _unbroken(text: str) -> str:
-    """The text, its intervals never broken over two lines."""
-    return re.sub(r"\[[^][]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _view(result: Evaluation) -> dict[str, Any]:

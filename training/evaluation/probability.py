@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation import plots
 from dicom_node.evaluation.statistics import predictive_values, proportion
+from dicom_node.evaluation.wording import NOTHING, number, share
 from training.evaluation.chapter import Chapter, Drawing, bullets, paragraph, slug
 from training.evaluation.groups import THRESHOLDS
 from training.evaluation.sections import counted
-from training.evaluation.wording import NOTHING, markdown_table, number, share
+from training.evaluation.wording import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation.shape import Curve, Histogram
+from dicom_node.evaluation.wording import DISCLAIMER, NOTHING
 from training.evaluation.comparison import how_to_read, paper_section
 from training.evaluation.honest import honest_tables
-from training.evaluation.wording import DISCLAIMER, NOTHING, duration, images, markdown_table, prose
+from training.evaluation.wording import duration, images, markdown_table, prose
 from training.papers import PAPERS
 
 if TYPE_CHECKING:

@@ -7,21 +7,9 @@ from typing import TYPE_CHECKING
 
 from dicom_node.evaluation import plots
 from dicom_node.evaluation.plots import Mark
-from training.evaluation.wording import (
-    HONEST,
-    NOTHING,
-    POOLED,
-    best_baseline,
-    difference,
-    duration,
-    images,
-    interval,
-    measured,
-    number,
-    profile,
-    published,
-    share,
-)
+from dicom_node.evaluation.section import Section, Table
+from dicom_node.evaluation.wording import NOTHING, difference, interval, number, share
+from training.evaluation.wording import HONEST, POOLED, best_baseline, duration, images, measured, profile, published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,26 +33,6 @@ if TYPE_CHECKING:
 
 # Questions whose curves are drawn; of the others the figures say all.
 _DRAWN = ("covid19 against pneumonia", "pneumonia against normal", POOLED, "val, pooled")
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of text under `head`."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of an experiment; folded unless `shown`."""
-
-    title: str
-    text: tuple[str, ...] = ()
-    plots: tuple[tuple[str, Markup], ...] = ()  # caption, drawing
-    tables: tuple[Table, ...] = ()
-    shown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation.plots import Mark
+from dicom_node.evaluation.wording import interval
 from training.evaluation.chapter import Chapter, forest, paragraph
 from training.evaluation.held_back import AT_POINTS, at_points
 from training.evaluation.probability import called
 from training.evaluation.sections import counted
 from training.evaluation.tasks import NOT_STATED
-from training.evaluation.wording import interval, markdown_table
+from training.evaluation.wording import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,13 +6,13 @@ import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.evaluation.wording import NOTHING, between, difference, in_percent, interval, of_runs, signed
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dicom_node.evaluation.shape import Baseline, Figure, OfRuns, Task
+    from dicom_node.evaluation.shape import Baseline, Figure, Task
 
-NOTHING = "–"
-DISCLAIMER = "Research and decision support; no clinical validity was measured."
 HONEST = "covid19 against pneumonia, cohen"
 POOLED = "covid19 against the rest, pooled"
 OWN = "covid19 against the rest, own test"
@@ -33,52 +33,25 @@ _PERCENT = (
 _COUNTS = ("images", "patients", "training images", "confusion")
 
 
-def interval(found: Figure | None, *, runs: bool = False) -> str:
-    """A fraction with its interval: ``0.643 [0.581, 0.702]``; with `runs` the mean and deviation of the runs too."""
-    if found is None:
-        return NOTHING
-    return _signed(f"{found['value']:.3f}{_between(found, '.3f')}{_runs(found, '.3f') if runs else ''}")
-
-
-def difference(found: Figure | None) -> str:
-    """A difference with its sign: ``+0.021 [-0.040, +0.080]``."""
-    if found is None:
-        return NOTHING
-    return _signed(f"{found['value']:+.3f}{_between(found, '+.3f')}")
-
-
-def share(found: Figure | None) -> str:
-    """A proportion in percent with its counts: ``98.0 % [93.0, 99.8], 98 of 100``."""
-    if found is None:
-        return NOTHING
-    of = f", {found['hits']} of {found['n']}" if "hits" in found else ""
-    return _signed(_in_percent(found) + of)
-
-
 def measured(found: Figure, kind: str) -> str:
     """Our figure in the unit of its kind, with its interval and what it was run by run."""
     if kind in _PERCENT:
-        return _signed(_in_percent(found, runs=True))
+        return signed(in_percent(found, runs=True))
     form = ".0f" if kind in _COUNTS else ".3f" if kind == "auc" else ".4g"
     middle = f"{found['value']:.1f}".removesuffix(".0") if kind in _COUNTS else f"{found['value']:{form}}"
-    return _signed(f"{middle}{_between(found, form)}{'' if kind in _COUNTS else _runs(found, form)}")
+    return signed(f"{middle}{between(found, form)}{'' if kind in _COUNTS else of_runs(found, form)}")
 
 
 def published(value: float, kind: str, deviation: float | None = None, deviation_is: str = "") -> str:
     """A paper's number as it was printed, in the same unit."""
     factor, unit = (100, " %") if kind in _PERCENT else (1, "")
     after = f" ± {deviation * factor:.6g}" if deviation is not None else ""
-    return _signed(f"{value * factor:.6g}{after}{unit}") + (f" ({deviation_is})" if after and deviation_is else "")
+    return signed(f"{value * factor:.6g}{after}{unit}") + (f" ({deviation_is})" if after and deviation_is else "")
 
 
 def best_baseline(baselines: Mapping[str, Baseline]) -> Baseline | None:
     """Of the forests that see no lung the one with the largest AUC."""
     return max(baselines.values(), key=lambda found: found["auc"]["value"], default=None)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A score or a threshold."""
-    return _signed(f"{value:.{digits}g}")
 
 
 def verdict(found: Figure | None) -> str:
@@ -146,27 +119,3 @@ def prose(text: str, indent: str = "") -> str:
     return textwrap.fill(
         " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
-
-
-def _in_percent(found: Figure, *, runs: bool = False) -> str:
-    of_runs = _runs(found, ".1f", 100) if runs else ""
-    return f"{100 * found['value']:.1f} %{_between(found, '.1f', 100)}{of_runs}"
-
-
-def _between(found: Figure, form: str, factor: float = 1) -> str:
-    if found["low"] is None or found["high"] is None:
-        return ""
-    return f" [{found['low'] * factor:{form}}, {found['high'] * factor:{form}}]"
-
-
-def _runs(found: Figure, form: str, factor: float = 1) -> str:
-    runs: OfRuns | None = found.get("of_runs")
-    if runs is None or runs["deviation"] is None:
-        return ""
-    return f"; runs {runs['mean'] * factor:{form}} ± {runs['deviation'] * factor:{form}}"
-
-
-def _signed(text: str) -> str:
-    """A minus sign in place of the hyphen before a digit, and no sign before a zero."""
-    text = re.sub(r"(?<![\w.])[-+](0\.?0*)(?![\d.])", r"\1", text)
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)

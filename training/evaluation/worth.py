@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dicom_node.evaluation.plots import Mark
+from dicom_node.evaluation.wording import NOTHING, difference, interval
 from training.evaluation.chapter import Chapter, bullets, forest, listed, paragraph
 from training.evaluation.tasks import COVID19, NORMAL, PNEUMONIA
-from training.evaluation.wording import NOTHING, best_baseline, difference, interval, markdown_table, verdict
+from training.evaluation.wording import best_baseline, markdown_table, verdict
 from training.targets import ABNORMAL
 
 if TYPE_CHECKING:

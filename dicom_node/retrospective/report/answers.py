@@ -88,7 +88,9 @@ class StudyAnswer:
     def flagged(self, target: str) -> bool:
         """Whether any of its images is."""
         return any(
-            told.decision == Decision.FLAGGED for image in self.images if (told := image.targets.get(target)) is not None
+            told.decision == Decision.FLAGGED
+            for image in self.images
+            if (told := image.targets.get(target)) is not None
         )
 
 
@@ -100,9 +102,7 @@ def study_answers(database: Database, run_id: int) -> Iterator[StudyAnswer]:
         with database.read() as session:
             studies = session.scalars(
                 select(RunStudyRow)
-                .where(
-                    RunStudyRow.run_id == run_id, RunStudyRow.id > last, RunStudyRow.study_instance_uid.is_not(None)
-                )
+                .where(RunStudyRow.run_id == run_id, RunStudyRow.id > last, RunStudyRow.study_instance_uid.is_not(None))
                 .order_by(RunStudyRow.id)
                 .limit(_CHUNK)
             ).all()
