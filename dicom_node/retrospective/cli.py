@@ -18,6 +18,7 @@ from dicom_node.database import Database
 from dicom_node.retrospective import run_cli
 from dicom_node.retrospective.cohort import CohortError, criteria
 from dicom_node.retrospective.planning import Plan, plan
+from dicom_node.retrospective.report import cli as report_cli
 
 if TYPE_CHECKING:
     from dicom_node.config import Peer, Settings
@@ -29,6 +30,7 @@ app.command()(run_cli.run)
 app.command()(run_cli.resume)
 app.command()(run_cli.pause)
 app.command()(run_cli.status)
+app.command()(report_cli.report)
 
 
 @app.command("plan")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import select
 
 from dicom_node.bundle import Manifest, parse_manifest
-from dicom_node.combination import AnswerError, answers
-from dicom_node.domain import Decision, ObjectKind, State, StudyState
+from dicom_node.combination import AnswerError, results
+from dicom_node.domain import Decision, ObjectKind, StudyState
 from dicom_node.retrospective.tables import RunInstanceRow, RunStudyRow
 from dicom_node.tables import InstanceRow, MemberOutputRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
     from dicom_node.database import Database
@@ -87,11 +88,15 @@ class StudyAnswer:
 
     def flagged(self, target: str) -> bool:
         """Whether any of its images is."""
-        return any(
-            told.decision == Decision.FLAGGED
-            for image in self.images
-            if (told := image.targets.get(target)) is not None
-        )
+        told = (image.targets[target] for image in self.images if target in image.targets)
+        return any(one.decision == Decision.FLAGGED for one in told)
+
+    def decision(self, target: str) -> str | None:
+        """Flagged where any of its images is, else what was decided on the strongest; None where no image has one."""
+        if self.flagged(target):
+            return Decision.FLAGGED
+        strongest = self.strongest(target)
+        return None if strongest is None else strongest[1].decision
 
 
 def study_answers(database: Database, run_id: int) -> Iterator[StudyAnswer]:
@@ -127,16 +132,16 @@ def study_answers(database: Database, run_id: int) -> Iterator[StudyAnswer]:
 def _images(
     session: Session, study_ids: Sequence[int], manifests: dict[int, Manifest]
 ) -> tuple[dict[int, list[ImageAnswer]], dict[int, int]]:
-    expected = session.execute(
+    expected: Select[Any] = (
         select(RunInstanceRow, InstanceRow, ScreeningRow)
         .outerjoin(ScreeningRow, ScreeningRow.id == RunInstanceRow.screening_id)
         .outerjoin(InstanceRow, InstanceRow.id == ScreeningRow.instance_id)
         .where(RunInstanceRow.study_id.in_(study_ids))
         .order_by(RunInstanceRow.study_id, RunInstanceRow.sop_instance_uid)
-    ).tuples()
+    )
     found: dict[int, list[ImageAnswer]] = defaultdict(list)
     lost: dict[int, int] = defaultdict(int)
-    rows = expected.all()
+    rows = session.execute(expected).all()  # without an image or a screening where none came
     keys = [screening.id for _, _, screening in rows if screening is not None]
     told, outputs, heatmaps = _told(session, keys), _outputs(session, keys), _heatmaps(session, keys)
     for row, instance, screening in rows:
@@ -197,9 +202,6 @@ def _manifest(session: Session, release_id: int, known: dict[int, Manifest]) -> 
 def _members(manifest: Manifest, outputs: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
     """By question, each member's own probability; none where the outputs of an older program give no answer."""
     try:
-        return {name: answer.members for name, answer in answers(manifest, outputs).items()}
+        return {result.target: result.members for result in results(manifest, outputs)}
     except (AnswerError, KeyError):
         return {}
-
-
-IS_WAITING = frozenset({State.WAITING, State.CLAIMED, State.PREDICTED})
