@@ -34,7 +34,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile pyproject.toml --
 lock:
 	$(COMPILE) --all-extras --upgrade --output-file requirements/dev.lock
 	$(COMPILE) --extra service --constraint requirements/dev.lock --output-file requirements/listener.lock
-	$(COMPILE) --extra service --extra worker --constraint requirements/dev.lock --output-file requirements/worker.lock
+	$(COMPILE) --extra service --extra worker --extra report --constraint requirements/dev.lock --output-file requirements/worker.lock
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
