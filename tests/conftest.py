@@ -96,6 +96,15 @@ def orthanc_program() -> None:
 
 
 @pytest.fixture(scope="session")
+def orthanc_dicomweb() -> str:
+    """Orthanc's plugin for DICOMweb."""
+    plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+    if not plugin.exists():
+        missing("orthanc-dicomweb is not installed")
+    return str(plugin)
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator["PostgresServer"]:
     """A running PostgreSQL for the whole session; a test makes databases of its own on it."""
     from tests.servers import PostgresServer, find_postgres

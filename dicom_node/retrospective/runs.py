@@ -198,7 +198,8 @@ def nightly_source(settings: Settings) -> str | None:
 
 def held_bytes(session: Session) -> int:
     """Fetched images in the archive that are to be purged, of all runs."""
-    return session.scalar(select(func.sum(RunStudyRow.held_bytes)).where(RunStudyRow.held_bytes > 0)) or 0
+    held = session.scalar(select(func.sum(RunStudyRow.held_bytes)).where(RunStudyRow.held_bytes > 0))
+    return int(held or 0)  # PostgreSQL adds up numbers of eight bytes as decimals
 
 
 def _waiting_images(session: Session) -> int:

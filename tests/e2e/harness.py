@@ -65,7 +65,7 @@ class Node:
             "commit_timeout_s": 1.0,  # Orthanc reports to the node that it was told of last
             **settings,
         }
-        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
         for peer in introduced(peers, self.port):
             text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.items())
         self.config = folder / "node.toml"
@@ -248,6 +248,22 @@ def _roles():
             with contextlib.suppress(OSError):
                 if "role" in (folder / "cmdline").read_bytes().decode().split("\0"):
                     yield int((folder / "stat").read_text().rpartition(")")[2].split()[1]), int(folder.name)
+
+
+def _toml(value):
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {json.dumps(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
+
+
+def source(pacs, *ways, **changed):
+    """Orthanc as a peer from which runs fetch in these ways, and by QIDO-RS where the first of them is by the web."""
+    return destination(pacs) | {
+        "retrieve": list(ways),
+        "find": "web" if ways[0] == "web" else "dicom",
+        "web_url": f"http://127.0.0.1:{pacs.http_port}/dicom-web",
+        **changed,
+    }
 
 
 def destination(pacs, **changed):

@@ -1,5 +1,6 @@
 """Runs are begun, paused, resumed and ended; the ledger decides whether one is due, with the time as a value."""
 
+import json
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -116,6 +117,7 @@ def test_a_run_rests_while_the_archive_holds_enough_of_it(night, runs):
     claim, missing = night.begin()
     night.arrive(missing[0], origin=Origin.MOVED)
     night.studies.retrieved(claim, 1.0)
+    assert json.loads(json.dumps(run_status(night.database, "march", NOW).as_json()))["held_bytes"] == len("1.2.1.1")
     runs.decide(settings(held_gb=0.000000001), at("2026-01-10 23:00"))
     assert "held_gb" in row(night).rests_because
     night.screen()
@@ -234,6 +236,7 @@ def test_the_status_counts_studies_images_and_reasons(night, runs):
     assert (found.total, found.ended, found.images) == (2, 2, 1)
     assert found.failed == {"error": 1, "missing_images": 1}
     assert found.as_json()["studies"]["failed"] == 2
+    assert json.loads(json.dumps(found.as_json()))["held_bytes"] == 0
     assert any("failed, missing_images: 1" in line for line in found.lines())
 
 
