@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 METHOD = "bootstrap over patients"
+_ENDS = (2.5, 97.5)  # percent
 _AT_ONCE = 2_000_000  # weights held in memory at a time
 
 
@@ -35,8 +36,23 @@ def interval(
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(values, _ENDS)
     return float(low), float(high)
+
+
+def band(
+    statistic: Statistic, patients: Patients, resamples: int = RESAMPLES
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """`interval` at each place of a curve, shape (places,) twice; None where no draw bears it.
+
+    `statistic` gives shape (draws, places), a draw that does not bear it being NaN at every place.
+    """
+    values = np.concatenate([statistic(drawn) for drawn in draws(patients, resamples)])
+    values = values[np.isfinite(values).all(axis=1)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, _ENDS, axis=0)
+    return low, high
 
 
 def draws(patients: Patients, resamples: int, seed: int = 0) -> Iterator[NDArray[np.float64]]:
@@ -85,6 +101,39 @@ def weighted_average_precision(scores: NDArray[np.float64], positive: NDArray[np
         with np.errstate(invalid="ignore"):
             precision = np.where(flagged > 0, found / flagged, 0.0)
             return np.asarray((precision * hits).sum(axis=1) / hits.sum(axis=1))
+
+    return statistic
+
+
+def weighted_roc(scores: NDArray[np.float64], positive: NDArray[np.bool_], at: NDArray[np.float64]) -> Statistic:
+    """At each rate of `at`, the highest sensitivity of a threshold whose false positive rate is no higher."""
+    masses = _masses(-scores, positive)
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        hits, misses = (np.cumsum(mass, axis=1) for mass in masses(weights))
+        found = np.empty((len(weights), len(at)))
+        with np.errstate(invalid="ignore"):
+            sensitivity, false_positive = hits / hits[:, -1:], misses / misses[:, -1:]
+        for draw, (rising, rates) in enumerate(zip(sensitivity, false_positive, strict=True)):
+            place = np.searchsorted(rates, at, side="right")
+            found[draw] = np.concatenate([[0.0], rising])[place]
+        return np.where(np.isfinite(sensitivity[:, -1:] + false_positive[:, -1:]), found, np.nan)
+
+    return statistic
+
+
+def weighted_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_], at: NDArray[np.float64]) -> Statistic:
+    """At each recall of `at`, above 0, the precision of the highest threshold that reaches it."""
+    masses = _masses(-scores, positive)
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        hits, misses = (np.cumsum(mass, axis=1) for mass in masses(weights))
+        found = np.empty((len(weights), len(at)))
+        with np.errstate(invalid="ignore"):
+            recall, precision = hits / hits[:, -1:], hits / (hits + misses)
+        for draw, (rising, shares) in enumerate(zip(recall, precision, strict=True)):
+            found[draw] = shares[np.searchsorted(rising, at).clip(0, len(shares) - 1)]
+        return np.where(np.isfinite(recall[:, -1:]), found, np.nan)
 
     return statistic
 

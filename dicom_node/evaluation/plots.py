@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from dicom_node.evaluation.shape import Curve, Figure, Histogram
+    from dicom_node.evaluation.shape import Band, Curve, Figure, Histogram
 
 STYLE = Path(__file__).with_name("page.css")  # of the pages that hold them
 _INK = "#101418"
@@ -84,13 +84,14 @@ class Mark:
     baseline: bool = False
 
 
-def roc(network: Curve, baselines: Mapping[str, Curve], alt: str) -> Markup:
-    """ROC of the network, and in it those of the baselines that see no lung."""
+def roc(network: Curve, baselines: Mapping[str, Curve], alt: str, band: Band | None = None) -> Markup:
+    """ROC of the network, in its band, and in it those of the baselines that see no lung."""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=_INK, linewidth=0.7, alpha=0.5)
         for (name, curve), style, colour in zip(baselines.items(), _DASHES, _apart(), strict=False):
             axes.plot(curve["x"], curve["y"], color=colour, linestyle=style, label=_label(name))
+        _shade(axes, band)
         axes.plot(network["x"], network["y"], color=COLOURS["blue"], linewidth=2.2, label="network")
         _unit_square(axes, "1 − specificity", "Sensitivity")
         axes.legend(loc="lower right")
@@ -98,12 +99,13 @@ def roc(network: Curve, baselines: Mapping[str, Curve], alt: str) -> Markup:
     return drawn(draw, alt)
 
 
-def precision_recall(network: Curve, share: float, alt: str) -> Markup:
-    """Precision over recall; the level line is the share of positives, what a coin would give."""
+def precision_recall(network: Curve, share: float, alt: str, band: Band | None = None) -> Markup:
+    """Precision over recall, in its band; the level line is the share of positives, what a coin would give."""
 
     def draw(axes: Axes) -> None:
         axes.axhline(share, color=_INK, linewidth=0.7, alpha=0.5)
         axes.text(0.01, min(share + 0.02, 0.94), "share of positives", fontsize=8)
+        _shade(axes, band)
         axes.plot(network["x"], network["y"], color=COLOURS["blue"], linewidth=2.2)
         _unit_square(axes, "Recall (sensitivity)", "Precision")
 
@@ -251,6 +253,12 @@ def as_file(drawing: Markup) -> str:
     )
     svg = re.sub(r"[ \t]*\n\s*", "\n", svg.replace("<svg", head, 1))
     return svg.replace(">", '>\n<rect width="100%" height="100%" fill="#fff"/>', 1) + "\n"
+
+
+def _shade(axes: Axes, band: Band | None) -> None:
+    if band is not None:
+        colour = COLOURS["blue"]
+        axes.fill_between(band["x"], band["low"], band["high"], color=colour, alpha=0.18, linewidth=0, label="95 %")
 
 
 def _unit_square(axes: Axes, x: str, y: str) -> None:

@@ -45,6 +45,14 @@ class Curve(TypedDict):
     y: list[float]
 
 
+class Band(TypedDict):
+    """Of a curve, at each of `x` the 95 % interval of its y."""
+
+    x: list[float]
+    low: list[float]
+    high: list[float]
+
+
 class Histogram(TypedDict):
     """`counts` by class (or by finding), each one shorter than `edges`."""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dicom_node.evaluation.shape import (
         AtPrevalence,
         AtThreshold,
+        Band,
         Calibration,
         Classes,
         Curve,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 POINTS = 200  # of a curve that is kept
 _DECIMALS = 5  # of a point
+_BAND_POINTS = 101
 BINS = 40  # of a histogram
 _CALIBRATION_BINS = 10
 PREVALENCES = (0.01, 0.05, 0.10, 0.30)
@@ -154,6 +156,35 @@ def precision_recall(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -
         return None
     precision, recall, _ = precision_recall_curve(positive, scores, drop_intermediate=True)
     return thinned(recall[::-1], precision[::-1])
+
+
+def roc_band(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], patients: Patients, resamples: int = RESAMPLES
+) -> Band | None:
+    """Where the ROC lies over draws of patients; None where one class is missing."""
+    at = np.linspace(0, 1, _BAND_POINTS)
+    return _band(bootstrap.weighted_roc(scores, positive, at), at, positive, patients, resamples)
+
+
+def precision_recall_band(
+    scores: NDArray[np.float64], positive: NDArray[np.bool_], patients: Patients, resamples: int = RESAMPLES
+) -> Band | None:
+    """Where the precision-recall curve lies over draws of patients; None where one class is missing."""
+    at = np.linspace(0, 1, _BAND_POINTS)[1:]
+    return _band(bootstrap.weighted_precision(scores, positive, at), at, positive, patients, resamples)
+
+
+def _band(
+    statistic: bootstrap.Statistic,
+    at: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    patients: Patients,
+    resamples: int,
+) -> Band | None:
+    if positive.all() or not positive.any() or (found := bootstrap.band(statistic, patients, resamples)) is None:
+        return None
+    low, high = (np.round(end, _DECIMALS).tolist() for end in found)
+    return {"x": np.round(at, _DECIMALS).tolist(), "low": low, "high": high}
 
 
 def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> Curve:

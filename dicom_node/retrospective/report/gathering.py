@@ -6,17 +6,31 @@ import heapq
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from dicom_node.domain import Decision, StudyState
+from dicom_node.domain import Decision, State, StudyState
 from dicom_node.retrospective.report.validation import Labelled
 
 if TYPE_CHECKING:
-    from dicom_node.retrospective.report.answers import StudyAnswer
+    from collections.abc import Mapping
+
+    from dicom_node.retrospective.report.answers import ImageAnswer, StudyAnswer
     from dicom_node.retrospective.report.labels import Labels
 
 MOST_SHOWN = 200  # flagged studies, on the page; the tables have all
-_MOST_COMPARED = 50_000  # images of which the members are compared
+MOST_COMPARED = 50_000  # images of which the members are compared
+_ALREADY_SCREENED = "already_screened"  # as `dicom_node.retrospective.studies` says it
+_FETCHED = (StudyState.RETRIEVED, StudyState.SCREENED, StudyState.DONE)
+_ENDED = (StudyState.DONE, StudyState.FAILED)
+
+
+class Step(NamedTuple):
+    """How many came so far on the way from the archive to an answer; a `part` of the step before it that is none."""
+
+    key: str
+    label: str
+    number: int
+    part: bool = True
 
 
 @dataclass(slots=True)
@@ -25,19 +39,27 @@ class Gathered:
 
     Attributes
     ----------
+    not_in_pacs
+        Lines of a cohort file to which the PACS has no study.
+    study_failures, declined, failed
+        By reason: studies that failed, images that were declined, images that failed.
     scores
         Of each study with an answer, by what is grouped (``day``, ``scanner``, ``view``) and by group.
     members
-        Of each image, the members' probabilities, as long as there are not too many.
+        By the names of the members that answered, rising: of each image their probabilities and the threshold, one
+        after the other, as long as there are not too many.
     labelled, without_answer, unlabelled
         Studies with a label and an answer; with a label and none; without a label.
+    labels_used
+        Keys of the labels that name a study of the run.
     """
 
     target: str
     labels: Labels | None = None
+    not_in_pacs: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
-    study_reasons: Counter[str] = field(default_factory=Counter)
-    image_states: Counter[str] = field(default_factory=Counter)
+    study_failures: Counter[str] = field(default_factory=Counter)
     declined: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     decisions: Counter[str] = field(default_factory=Counter)
@@ -47,62 +69,90 @@ class Gathered:
         default_factory=lambda: defaultdict(lambda: defaultdict(_floats))
     )
     flags: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    members: dict[str, array[float]] = field(default_factory=lambda: defaultdict(_floats))
+    members: dict[tuple[str, ...], array[float]] = field(default_factory=lambda: defaultdict(_doubles))
     labelled: list[Labelled] = field(default_factory=list)
     label_thresholds: set[float] = field(default_factory=set)
+    labels_used: set[str] = field(default_factory=set)
     without_answer: int = 0
     unlabelled: int = 0
-    never_came: int = 0
     _shown: list[tuple[float, int, StudyAnswer]] = field(default_factory=list)
 
     def add(self, study: StudyAnswer) -> None:
         """One more study."""
         self.states[study.state] += 1
-        if study.reason:
-            self.study_reasons[study.reason] += 1
-        self.never_came += study.not_landed
+        self.counts["already_screened"] += study.reason == _ALREADY_SCREENED
+        if study.state is StudyState.FAILED:
+            self.study_failures[study.reason or "unknown"] += 1
+            self.counts["never_came"] += study.missing
+        else:
+            self.counts["not_fetched"] += study.missing
+        self.counts["images"] += len(study.images) + study.waiting
+        self.counts["waiting"] += study.waiting
         for image in study.images:
-            self.image_states[image.state] += 1
-            if image.state == "declined":
-                self.declined[image.reason or "unknown"] += 1
-            if image.state == "failed":
-                self.failed[image.reason or "unknown"] += 1
-            if image.targets:
-                self.releases[image.release] += 1
-            self._compare(image.members.get(self.target, {}))
-        truth = self.labels.of(study) if self.labels is not None else None
-        if self.labels is not None and truth is None:
-            self.unlabelled += 1
+            self._count(image)
+        truth = self._truth(study)
         strongest = study.strongest(self.target)
         if strongest is None:
+            self.counts["studies_without_answer"] += study.state in _ENDED
             self.without_answer += truth is not None
             return
         image, told = strongest
         flagged = study.flagged(self.target)
         self.decisions[study.decision(self.target) or ""] += 1
         self.thresholds[told.threshold] += 1
-        for name, group in (
-            ("day", study.study_date),
-            ("scanner", image.scanner or "not stated"),
-            ("view", image.view),
-        ):
+        for name, group in ("day", study.study_date), ("scanner", image.scanner or "not stated"), ("view", image.view):
             self.scores[name][group].append(told.probability)
             self.flags[name][group] += flagged
         if flagged:
             self._show(told.probability, study)
         if truth is not None and self.labels is not None:
-            patient = self.labels.patient_of(study)
             self.label_thresholds.add(told.threshold)
             self.labelled.append(
-                Labelled(told.probability, flagged, truth, patient, image.sex, image.age, image.view, image.scanner)
+                Labelled(
+                    score=told.probability,
+                    decision=study.decision(self.target) or "",
+                    positive=truth,
+                    patient=self.labels.patient_of(study),
+                    sex=image.sex,
+                    age=image.age,
+                    view=image.view,
+                    scanner=image.scanner,
+                    images=tuple(
+                        (one.targets[self.target].probability, one.targets[self.target].reach)
+                        for one in study.images
+                        if self.target in one.targets
+                    ),
+                )
             )
 
-    def _compare(self, members: object) -> None:
-        if isinstance(members, dict) and members and len(next(iter(self.members.values()), ())) < _MOST_COMPARED:
-            if self.members and self.members.keys() != members.keys():
-                return  # without one of them: the others are compared on other images
-            for name, probability in members.items():
-                self.members[name].append(probability)
+    def _count(self, image: ImageAnswer) -> None:
+        if image.state == State.DECLINED:
+            self.declined[image.reason or "unknown"] += 1
+        elif image.state == State.FAILED:
+            self.failed[image.reason or "unknown"] += 1
+        elif image.targets:
+            self.counts["screened"] += 1
+            self.releases[image.release] += 1
+        else:
+            self.counts["waiting"] += 1
+        if self.target in image.members:
+            self._compare(image.members[self.target], image.targets[self.target].threshold)
+
+    def _compare(self, members: Mapping[str, float], threshold: float) -> None:
+        names = tuple(sorted(members))
+        row = len(names) + 1
+        if len(self.members[names]) < MOST_COMPARED * row:
+            self.members[names].extend([*(members[name] for name in names), threshold])
+
+    def _truth(self, study: StudyAnswer) -> bool | None:
+        if self.labels is None:
+            return None
+        truth = self.labels.of(study)
+        if truth is None:
+            self.unlabelled += 1
+        else:
+            self.labels_used.add(self.labels.named(study))
+        return truth
 
     def _show(self, probability: float, study: StudyAnswer) -> None:
         entry = (probability, -sum(self.decisions.values()), study)
@@ -117,29 +167,45 @@ class Gathered:
         return [study for _, _, study in sorted(self._shown, reverse=True)]
 
     @property
-    def studies(self) -> int:
-        """Studies in the run."""
-        return sum(self.states.values())
+    def unknown_labels(self) -> int:
+        """Labels that name no study of the run."""
+        return len(self.labels.truth) - len(self.labels_used) if self.labels is not None else 0
 
-    def flow(self) -> list[tuple[str, int]]:
+    def flow(self) -> list[Step]:
         """Studies and images on their way, as a person follows it."""
-        answered = sum(self.decisions.values())
+        states, counts, decisions = self.states, self.counts, self.decisions
+        fetched = sum(states[state] for state in _FETCHED)
+        declined, failed = sum(self.declined.values()), sum(self.failed.values())
         return [
-            ("Studies found", self.studies),
-            ("– not fetched yet", self.states[StudyState.FOUND] + self.states[StudyState.RETRIEVING]),
-            ("– being screened", self.states[StudyState.RETRIEVED] + self.states[StudyState.SCREENED]),
-            ("– already screened by this release", self.study_reasons["already_screened"]),
-            ("– failed", self.states[StudyState.FAILED]),
-            ("Images", sum(self.image_states.values())),
-            ("– declined", sum(self.declined.values())),
-            ("– failed", sum(self.failed.values())),
-            ("– never came", self.never_came),
-            ("Studies with an answer", answered),
-            ("– flagged", self.decisions[Decision.FLAGGED]),
-            ("– indeterminate", self.decisions[Decision.INDETERMINATE]),
-            ("– not flagged", self.decisions[Decision.NOT_FLAGGED]),
+            Step("studies", "Studies found", sum(states.values()), part=False),
+            Step("studies_waiting", "not fetched yet", states[StudyState.FOUND] + states[StudyState.RETRIEVING]),
+            Step("studies_fetched", "fetched", fetched - counts["already_screened"]),
+            Step("studies_already_screened", "already screened by this release", counts["already_screened"]),
+            Step("studies_failed", "failed", states[StudyState.FAILED]),
+            Step("not_in_pacs", "Lines of the file that name no study", self.not_in_pacs, part=False),
+            Step("images", "Images in the ledger", counts["images"], part=False),
+            Step("images_screened", "screened", counts["screened"]),
+            Step("images_declined", "declined", declined),
+            Step("images_failed", "failed", failed),
+            Step("images_waiting", "still waiting", counts["waiting"]),
+            Step("images_not_fetched", "Images not fetched yet", counts["not_fetched"], part=False),
+            Step("images_never_came", "Images that never came", counts["never_came"], part=False),
+            Step("studies_answered", "Studies with an answer", sum(decisions.values()), part=False),
+            Step("flagged", "flagged", decisions[Decision.FLAGGED]),
+            Step("indeterminate", "indeterminate", decisions[Decision.INDETERMINATE]),
+            Step("not_flagged", "not flagged", decisions[Decision.NOT_FLAGGED]),
+            Step(
+                "studies_without_answer",
+                "Studies of which every image was declined, failed or never came",
+                counts["studies_without_answer"],
+                part=False,
+            ),
         ]
 
 
 def _floats() -> array[float]:
     return array("f")
+
+
+def _doubles() -> array[float]:
+    return array("d")

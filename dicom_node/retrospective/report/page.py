@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 from pydicom import dcmread
 
 from dicom_node.evaluation import plots
+from dicom_node.evaluation.bootstrap import RESAMPLES
 from dicom_node.evaluation.section import Section, Table, environment
 from dicom_node.evaluation.wording import DISCLAIMER, NOTHING, interval, number, share
 from dicom_node.retrospective.report import plots as drawings
-from dicom_node.retrospective.report.gathering import MOST_SHOWN
+from dicom_node.retrospective.report.gathering import MOST_COMPARED, MOST_SHOWN
+from dicom_node.retrospective.report.summary import PERCENTILES, agreement, spreads
 
 if TYPE_CHECKING:
     from dicom_node.archive import Archive
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "page.html.j2"
 _THUMBNAIL = 320  # pixels of its width
+_ONLY_IF_ANY = ("not_in_pacs", "images_not_fetched", "images_never_came")
 _SCORE = (
     "A study's probability is that of its strongest image; a study is flagged where any of its images is. "
-    "Indeterminate, where the members disagree too far, counts as not flagged."
+    "Indeterminate, where the members disagree too far, counts as not flagged. A study of which every image was "
+    "declined or failed has no probability, and is counted apart."
 )
 
 
@@ -81,15 +84,19 @@ def _facts(run: RunRow, gathered: Gathered) -> list[tuple[str, str]]:
 
 
 def _flow(gathered: Gathered) -> Section:
-    rows = tuple((name, f"{count:,}") for name, count in gathered.flow())
+    rows = tuple(
+        (f"– {one.label}" if one.part else one.label, f"{one.number:,}")
+        for one in gathered.flow()
+        if one.number or one.key not in _ONLY_IF_ANY
+    )
     reasons = [
-        *(("image declined", reason, str(count)) for reason, count in gathered.declined.most_common()),
-        *(("image failed", reason, str(count)) for reason, count in gathered.failed.most_common()),
-        *(
-            ("study failed", reason, str(count))
-            for reason, count in gathered.study_reasons.most_common()
-            if reason != "already_screened"
-        ),
+        (what, reason, f"{count:,}")
+        for what, found in (
+            ("image declined", gathered.declined),
+            ("image failed", gathered.failed),
+            ("study failed", gathered.study_failures),
+        )
+        for reason, count in found.most_common()
     ]
     tables = [Table(("What", "Count"), rows)]
     if reasons:
@@ -98,20 +105,37 @@ def _flow(gathered: Gathered) -> Section:
 
 
 def _agreement_with_truth(found: Validation, gathered: Gathered) -> Section:
+    blank = gathered.labels.blank if gathered.labels is not None else 0
     drawn = "patients" if found.by_patient else "studies, for not every study's patient is known"
     text = (
         (
             f"{found.studies:,} studies of the run have a label and an answer, {found.positive:,} of them positive; "
-            f"{gathered.without_answer:,} have a label and no answer, {gathered.unlabelled:,} no label. These "
-            "figures are of this cohort, labelled as it is, and of no other. Intervals of areas draw "
-            f"{drawn} (2.5 to 97.5 %); those of shares are exact (Clopper-Pearson), Wilson's beside them."
+            f"{gathered.without_answer:,} have a label and no answer, {gathered.unlabelled:,} no label. "
+            f"{gathered.unknown_labels:,} labels name no study of the run"
+            + (f", and {blank:,} lines of their file hold none." if blank else ".")
+        ),
+        (
+            "These figures are of this cohort, labelled as it is, and of no other: another site, another scanner or "
+            "another share of positives gives others. The predictive values are those at this cohort's share of "
+            "positives."
+        ),
+        (
+            f"Intervals are of 95 %. Those of areas, of the average precision and of the curves draw {drawn} "
+            f"({RESAMPLES:,} times, 2.5th to 97.5th percentile); those of shares are exact (Clopper-Pearson), and "
+            "Wilson's beside them."
         ),
     )
-    rows = (
+    rows = [
         _at("as it screened", found.current),
-        _at(f"for a sensitivity of {found.aimed_sensitivity:g}, chosen on these studies", found.aimed),
+        _at(f"for a sensitivity of {found.aimed_sensitivity:g}, by the probability alone", found.aimed),
+    ]
+    if any(found.aimed_decided.indeterminate):
+        rows.append(_at("the same, where the members disagree too far not flagged", found.aimed_decided))
+    head = ("Threshold", "Value", "Sensitivity", "Specificity", "PPV", "NPV", "Indeterminate: positive, negative")
+    caption = (
+        "Indeterminate counts as not flagged. The threshold for a sensitivity was chosen on these very studies, and "
+        "may do less well on others."
     )
-    head = ("Threshold", "Value", "Sensitivity", "Specificity", "PPV", "NPV")
     calibration = found.calibration
     measured = Table(
         ("Figure", "Value"),
@@ -124,11 +148,14 @@ def _agreement_with_truth(found: Validation, gathered: Gathered) -> Section:
     )
     area = f"area {interval(found.auc)}"
     curves = (
-        (f"ROC: {area}.", plots.roc(found.roc, {}, f"ROC curve, {area}")),
+        (f"ROC: {area}.", plots.roc(found.roc, {}, f"ROC curve, {area}", found.roc_band)),
         (
             f"Precision and recall: average precision {interval(found.average_precision)}.",
             plots.precision_recall(
-                found.precision_recall, found.positive / found.studies, "Precision-recall curve of the labelled studies"
+                found.precision_recall,
+                found.positive / found.studies,
+                "Precision-recall curve of the labelled studies",
+                found.precision_recall_band,
             ),
         ),
         (
@@ -136,7 +163,7 @@ def _agreement_with_truth(found: Validation, gathered: Gathered) -> Section:
             plots.reliability(calibration["reliability"], "Reliability diagram of the labelled studies"),
         ),
     )
-    return Section("Against the labels", text, curves, (measured, Table(head, rows)), shown=True)
+    return Section("Against the labels", text, curves, (Table(head, tuple(rows), caption), measured), shown=True)
 
 
 def _at(name: str, found: AtThreshold) -> tuple[str, ...]:
@@ -146,7 +173,7 @@ def _at(name: str, found: AtThreshold) -> tuple[str, ...]:
         wilson = figure.get("wilson") if figure else None
         beside = f"; Wilson [{100 * wilson[0]:.1f}, {100 * wilson[1]:.1f}]" if wilson else ""
         told.append(f"{share(figure)}{beside}")
-    return (name, value, *told)
+    return (name, value, *told, "{}, {}".format(*found.indeterminate))
 
 
 def _subgroups(found: Validation) -> Section:
@@ -172,29 +199,30 @@ def _subgroups(found: Validation) -> Section:
 def _scores(gathered: Gathered) -> Section | None:
     if not gathered.scores:
         return None
-    flags = gathered.flags
+    groups = {name: spreads(gathered, name) for name in ("scanner", "view")}
     drawn = [
         (
             "Probability by date of the study: median, quartiles, and the share flagged.",
-            drawings.over_time(gathered.scores["day"], flags["day"], "Probability over time"),
+            drawings.over_time(spreads(gathered, "day"), "Probability over time"),
         ),
         *(
             (
-                f"Probability by {name}: quartiles, 5th and 95th percentile; the largest groups.",
-                drawings.by_group(gathered.scores[name], f"Probability by {name}"),
+                f"Probability by {name}: quartiles, 5th and 95th percentile"
+                + (f"; the {drawings.MOST_GROUPS} largest groups." if len(found) > drawings.MOST_GROUPS else "."),
+                drawings.by_group(found, f"Probability by {name}"),
             )
-            for name in ("scanner", "view")
+            for name, found in groups.items()
         ),
     ]
     rows = tuple(
         (
-            f"{name}: {group}",
-            f"{len(scores):,}",
-            f"{np.median(scores):.3f}",
-            f"{100 * flags[name][group] / len(scores):.1f} %",
+            f"{name}: {one.group}",
+            f"{one.studies:,}",
+            f"{one.percentiles[PERCENTILES.index(50)]:.3f}",
+            f"{100 * one.flagged / one.studies:.1f} %",
         )
-        for name in ("scanner", "view")
-        for group, scores in sorted(gathered.scores[name].items(), key=lambda one: -len(one[1]))
+        for name, found in groups.items()
+        for one in found
     )
     table = Table(("Group", "Studies", "Median probability", "Flagged"), rows)
     return Section("Scores over time, by scanner and by view", (), tuple(drawn), (table,), shown=True)
@@ -202,33 +230,33 @@ def _scores(gathered: Gathered) -> Section | None:
 
 def _members(gathered: Gathered) -> Section | None:
     """How far the members of the ensemble say the same."""
-    names = sorted(gathered.members)
-    if len(names) < 2:
+    if (found := agreement(gathered)) is None:
         return None
-    values = np.array([gathered.members[name] for name in names], dtype=np.float64)
-    if values.shape[1] < 2:
-        return None
-    ranks = values.argsort(axis=1).argsort(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        correlation = np.atleast_2d(np.corrcoef(ranks))
-    same = (values[:, None] >= 0.5) == (values[None] >= 0.5)
     rows = tuple(
         (
             name,
             *(
-                "" if first == second else f"{correlation[first, second]:.2f}; {100 * same[first, second].mean():.0f} %"
-                for second in range(len(names))
+                NOTHING
+                if first == second
+                else f"{_correlation(found.correlation[first][second])}; {100 * found.same_half[first][second]:.0f} %; "
+                f"{100 * found.same_side[first][second]:.0f} %"
+                for second in range(len(found.members))
             ),
         )
-        for first, name in enumerate(names)
+        for first, name in enumerate(found.members)
     )
     text = (
         (
-            f"Rank correlation of two members' probabilities, and how often both lie on the same side of 0.5, over "
-            f"{values.shape[1]:,} images."
+            "Of each two members: the rank correlation of what each would answer alone; how often both lie on the same "
+            "side of 0.5; and how often on the same side of the threshold. Over "
+            f"{found.images:,} images{', the first of the run' if found.images == MOST_COMPARED else ''}."
         ),
     )
-    return Section("Agreement between members", text, (), (Table(("Member", *names), rows),), shown=True)
+    return Section("Agreement between members", text, (), (Table(("Member", *found.members), rows),), shown=True)
+
+
+def _correlation(value: float | None) -> str:
+    return NOTHING if value is None else number(round(value, 2))
 
 
 def _line(study: StudyAnswer, target: str, archive: Archive) -> Flagged:

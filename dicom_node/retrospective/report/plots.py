@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,49 +10,45 @@ import numpy as np
 from dicom_node.evaluation.plots import COLOURS, drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-_MOST_GROUPS, _MOST_DAYS = 14, 62
+    from dicom_node.retrospective.report.summary import Spread
+
+MOST_GROUPS = 14
+_LONGEST_NAME = 48
 
 
-def over_time(days: Mapping[str, Sequence[float]], flagged: Mapping[str, int], alt: str) -> Markup:
-    """Median and quartiles of the probability, and the share that was flagged: by day, or by month where many are."""
-    length = 8 if len(days) <= _MOST_DAYS else 6
-    scores: dict[str, list[float]] = defaultdict(list)
-    flags: Counter[str] = Counter()
-    for day, of_day in days.items():
-        scores[day[:length]].extend(of_day)
-        flags[day[:length]] += flagged.get(day, 0)
-    names = sorted(scores)
+def over_time(found: Sequence[Spread], alt: str) -> Markup:
+    """Median and quartiles of the probability by day or month, and the share that was flagged."""
 
     def draw(axes: Axes) -> None:
-        quartiles = np.array([np.percentile(scores[name], (25, 50, 75)) for name in names]).T
-        places = np.arange(len(names))
-        shares = [flags[name] / len(scores[name]) for name in names]
-        axes.fill_between(places, quartiles[0], quartiles[2], color=COLOURS["blue"], alpha=0.2, linewidth=0)
-        axes.plot(places, quartiles[1], "o-", color=COLOURS["blue"], markersize=4, label="median, quartiles")
-        axes.plot(places, shares, "D--", color=COLOURS["vermillion"], markersize=4, label="share flagged")
-        axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(names) - 0.5))
-        step = max(1, -(-len(names) // 6))
-        shown = ["-".join(filter(None, (name[:4], name[4:6], name[6:]))) or "no date" for name in names[::step]]
-        axes.set_xticks(places[::step], shown, rotation=25, ha="right")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2)
+        _, first, median, third, _ = np.array([one.percentiles for one in found]).T
+        places = np.arange(len(found))
+        shares = [one.flagged / one.studies for one in found]
+        blue, size = COLOURS["blue"], 4 if len(found) <= 31 else 2.5
+        axes.fill_between(places, first, third, color=blue, alpha=0.2, linewidth=0)
+        axes.plot(places, median, "o-", color=blue, markersize=size, label="median, quartiles")
+        axes.plot(places, shares, "D--", color=COLOURS["vermillion"], markersize=size, label="share flagged")
+        axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(found) - 0.5), ylabel="Probability, share")
+        step = max(1, -(-len(found) // 6))
+        axes.set_xticks(places[::step], [one.group for one in found[::step]], rotation=25, ha="right")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return drawn(draw, alt)
 
 
-def by_group(groups: Mapping[str, Sequence[float]], alt: str) -> Markup:
-    """Boxes of the probability by group, the largest groups first; whiskers from the 5th to the 95th percentile."""
-    names = sorted(groups, key=lambda name: -len(groups[name]))[:_MOST_GROUPS]
+def by_group(found: Sequence[Spread], alt: str) -> Markup:
+    """Boxes of the probability, whiskers from the 5th to the 95th percentile; at most `MOST_GROUPS` of them."""
+    shown = found[:MOST_GROUPS]
 
     def draw(axes: Axes) -> None:
-        boxes = []
-        for name in names:
-            low, first, median, third, high = np.percentile(groups[name], (5, 25, 50, 75, 95))
-            boxes.append({"whislo": low, "q1": first, "med": median, "q3": third, "whishi": high, "label": ""})
+        boxes = [
+            {"whislo": low, "q1": first, "med": median, "q3": third, "whishi": high, "label": ""}
+            for low, first, median, third, high in (one.percentiles for one in shown)
+        ]
         lines = {"color": COLOURS["blue"], "linewidth": 1.2}
         axes.bxp(
             boxes,
@@ -64,9 +60,10 @@ def by_group(groups: Mapping[str, Sequence[float]], alt: str) -> Markup:
             capprops=lines,
             medianprops={"color": COLOURS["vermillion"], "linewidth": 2},
         )
-        axes.set(xlim=(-0.02, 1.02), xlabel="Probability", ylim=(len(names) + 0.5, 0.3))
+        axes.set(xlim=(-0.02, 1.02), xlabel="Probability", ylim=(len(shown) + 0.5, 0.3))
         axes.set_yticks([])
-        for place, name in enumerate(names, start=1):
-            axes.text(0, place - 0.26, f"{name} ({len(groups[name])})", va="bottom", fontsize=8.5)
+        for place, one in enumerate(shown, start=1):
+            name = shorten(one.group, _LONGEST_NAME, placeholder=" …")
+            axes.text(0, place - 0.26, f"{name} ({one.studies:,})", va="bottom", fontsize=8.5)
 
-    return drawn(draw, alt, 0.8 + 0.5 * len(names))
+    return drawn(draw, alt, 0.8 + 0.5 * len(shown))

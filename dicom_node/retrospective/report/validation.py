@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dicom_node.domain import NodeError
+from dicom_node.combination import log_odds
+from dicom_node.domain import Decision, NodeError, decided
 from dicom_node.evaluation import statistics
+from dicom_node.evaluation.bootstrap import RESAMPLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from dicom_node.evaluation.shape import Calibration, Curve, Figure
+    from dicom_node.evaluation.shape import Band, Calibration, Curve, Figure
 
 LEAST_OF_A_GROUP = 10  # of either class
 LEAST_POSITIVE = 20  # for a threshold to be set by
@@ -29,23 +31,40 @@ class ValidationError(NodeError):
 
 
 class Labelled(NamedTuple):
-    """A labelled study with an answer."""
+    """A labelled study with an answer.
+
+    Attributes
+    ----------
+    images
+        Of each of its images with an answer, the probability and the answer's reach
+        (`dicom_node.retrospective.report.answers.Told`).
+    """
 
     score: float
-    flagged: bool
+    decision: str
     positive: bool
     patient: str | None
     sex: str
     age: int | None
     view: str
     scanner: str
+    images: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AtThreshold:
-    """What a threshold gives on these studies."""
+    """What a threshold gives on these studies.
+
+    Attributes
+    ----------
+    threshold
+        None where it was not the same for all of them.
+    indeterminate
+        How many are left undecided, of the positive and of the negative; all of them count as not flagged.
+    """
 
     threshold: float | None
+    indeterminate: tuple[int, int]
     sensitivity: Figure | None
     specificity: Figure | None
     ppv: Figure | None
@@ -74,9 +93,12 @@ class Validation:
     by_patient
         Whether the intervals of the bootstrap draw patients; studies otherwise.
     current
-        By the thresholds that counted when the studies were screened; indeterminate counts as not flagged.
+        As the studies were decided on, by the thresholds that counted when they were screened.
     aimed
-        By the threshold at which the sensitivity that was asked for is reached on these studies.
+        Of the threshold at which the probability alone reaches the sensitivity that was asked for: nothing is left
+        undecided.
+    aimed_decided
+        Of the same threshold, what would be flagged by it: where the members disagree too far, nothing is.
     """
 
     target: str
@@ -86,16 +108,19 @@ class Validation:
     auc: Figure
     average_precision: Figure
     roc: Curve
+    roc_band: Band | None
     precision_recall: Curve
+    precision_recall_band: Band | None
     current: AtThreshold
     aimed_sensitivity: float
     aimed: AtThreshold
+    aimed_decided: AtThreshold
     calibration: Calibration
     subgroups: tuple[Subgroup, ...]
 
 
 def validate(
-    target: str, found: Sequence[Labelled], thresholds: Sequence[float], aimed: float, resamples: int = 2000
+    target: str, found: Sequence[Labelled], thresholds: Iterable[float], aimed: float, resamples: int = RESAMPLES
 ) -> Validation:
     """Everything that the labels tell.
 
@@ -111,7 +136,7 @@ def validate(
         one = "positive" if positive.all() else "negative"
         raise ValidationError(f"all {len(found)} labelled studies with an answer are {one}: both are needed")
     scores = np.array([one.score for one in found], dtype=np.float64)
-    flagged = np.array([one.flagged for one in found], dtype=bool)
+    decisions = [one.decision for one in found]
     by_patient = all(one.patient for one in found)
     patients = [one.patient or "" for one in found] if by_patient else [str(number) for number in range(len(found))]
     area = statistics.auc(scores, positive, patients, resamples)
@@ -122,6 +147,8 @@ def validate(
         raise ValidationError("the labels bear no curve")
     chosen = statistics.operating_points(scores, positive, aimed)["high-sensitivity"]["threshold"]
     counted = set(thresholds)
+    current = _decided(counted.pop() if len(counted) == 1 else None, decisions, positive)
+    flagged = np.array([one == Decision.FLAGGED for one in decisions], dtype=bool)
     return Validation(
         target=target,
         studies=len(found),
@@ -130,21 +157,49 @@ def validate(
         auc=area,
         average_precision=precision,
         roc=roc,
+        roc_band=statistics.roc_band(scores, positive, patients, resamples),
         precision_recall=curve,
-        current=_at(counted.pop() if len(counted) == 1 else None, flagged, positive),
+        precision_recall_band=statistics.precision_recall_band(scores, positive, patients, resamples),
+        current=current,
         aimed_sensitivity=aimed,
         aimed=_at(chosen, scores >= chosen, positive),
+        aimed_decided=_decided(chosen, [decision_at(chosen, one.images) for one in found], positive),
         calibration=calibration,
         subgroups=tuple(_subgroups(found, scores, flagged, positive, patients, resamples)),
     )
 
 
-def _at(threshold: float | None, flagged: NDArray[np.bool_], positive: NDArray[np.bool_]) -> AtThreshold:
+def decision_at(threshold: float, images: Sequence[tuple[float, float]]) -> Decision:
+    """What would be decided of a study were its images held against another threshold."""
+    at = log_odds(threshold)
+    decisions = [
+        Decision.INDETERMINATE if abs(log_odds(probability) - at) < reach else decided(probability, threshold)
+        for probability, reach in images
+    ]
+    if Decision.FLAGGED in decisions:
+        return Decision.FLAGGED
+    return max(zip(images, decisions, strict=True), key=lambda one: one[0][0])[1]
+
+
+def _decided(threshold: float | None, decisions: Sequence[str], positive: NDArray[np.bool_]) -> AtThreshold:
+    found = np.array(decisions)
+    return _at(threshold, found == str(Decision.FLAGGED), positive, found == str(Decision.INDETERMINATE))
+
+
+def _at(
+    threshold: float | None,
+    flagged: NDArray[np.bool_],
+    positive: NDArray[np.bool_],
+    undecided: NDArray[np.bool_] | None = None,
+) -> AtThreshold:
+    open_ones = np.zeros_like(positive) if undecided is None else undecided
+
     def share(hits: NDArray[np.bool_], of: NDArray[np.bool_]) -> Figure | None:
         return statistics.proportion(int((hits & of).sum()), int(of.sum()))
 
     return AtThreshold(
         threshold=threshold,
+        indeterminate=(int((open_ones & positive).sum()), int((open_ones & ~positive).sum())),
         sensitivity=share(flagged, positive),
         specificity=share(~flagged, ~positive),
         ppv=share(positive, flagged),
@@ -205,16 +260,10 @@ def basis(run: str, found: Validation) -> str:
     def told(figure: Figure | None) -> str:
         return "none" if figure is None else f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
-    return (
+    text = (
         f"run {run}: {found.studies} studies, {found.positive} positive; sensitivity {told(found.aimed.sensitivity)}, "
         f"specificity {told(found.aimed.specificity)} (exact 95 % intervals)"
     )
-
-
-def as_json(found: Validation) -> dict[str, Any]:
-    """The figures as JSON knows them."""
-    from dataclasses import asdict
-
-    plain = statistics.finite(asdict(found))
-    assert isinstance(plain, dict)  # noqa: S101 - of a dict a dict is made
-    return plain
+    if any(found.aimed_decided.indeterminate):
+        text += f"; indeterminate counted as missed, sensitivity {told(found.aimed_decided.sensitivity)}"
+    return text
