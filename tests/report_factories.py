@@ -12,8 +12,10 @@ from sqlalchemy import select
 
 from dicom_node.bundle import Disagreement
 from dicom_node.combination import results
+from dicom_node.config import Settings
 from dicom_node.domain import ObjectKind, Purpose, RunState, State, StudyState
 from dicom_node.ledger import Ledger
+from dicom_node.retrospective.report.making import Wanted, make
 from dicom_node.retrospective.tables import RunInstanceRow, RunRow, RunStudyRow
 from dicom_node.tables import InstanceRow, MemberOutputRow, ObjectRow, OutcomeRow, ReleaseRow, ScreeningRow
 from tests.result_factories import manifest, target
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from dicom_node.bundle import Manifest
     from dicom_node.database import Database
+    from dicom_node.retrospective.report.making import Made
 
 BEGUN = datetime(2026, 3, 31, 20, 0, tzinfo=UTC)
 BUNDLE = manifest(
@@ -32,7 +35,6 @@ BUNDLE = manifest(
         ),
     )
 )
-BUNDLE.targets[0].model_fields_set.add("disagreement")
 SCANNERS = (("Northlight", "Planar 500"), ("Northlight", "Cart 2"), ("Weitblick", "DR-7"))
 
 
@@ -262,3 +264,23 @@ def write_labels(file: Path, truth: dict[str, bool], *, column: str = "label") -
         writer.writerow(("study_instance_uid", column))
         writer.writerows((uid, int(positive)) for uid, positive in truth.items())
     return file
+
+
+def told_by(database: Database, folder: Path, wanted: Wanted, *, identity: bool = True) -> Made:
+    """The report, in a folder of `folder`."""
+    settings = Settings(archive_dir=folder / "archive", store_patient_identity=identity)
+    return make(settings, database, wanted, folder / "reports", lambda studies, _: studies)
+
+
+def invented(database: Database, folder: Path) -> Made:
+    """The report of 200 studies with labels of 150 of them, and of one that is not in the run."""
+    truth = filled(Cohort(database), 200)
+    some = dict(list(truth.items())[:150])
+    labels = write_labels(folder / "labels.csv", some | {"1.2.3.4": True})
+    return told_by(database, folder, Wanted("march", labels, sensitivity=0.9))
+
+
+def rows_of(made: Made, name: str = "studies") -> list[dict[str, str]]:
+    """A table of the report."""
+    with (made.folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.retrospective.report.answers import StudyAnswer
     from dicom_node.retrospective.report.making import Made
 
-_PACKAGES = ("jinja2", "matplotlib", "pyarrow", "scipy", "sklearn")  # of the extra `report`
+PACKAGES = ("jinja2", "matplotlib", "pyarrow", "scipy", "sklearn")  # of the extra `report`
 
 
 def report(
@@ -73,7 +73,7 @@ def report(
 
 
 def _expect_packages() -> None:
-    for name in _PACKAGES:
+    for name in PACKAGES:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -111,31 +111,25 @@ def _agreement_with_truth(found: Validation, gathered: Gathered) -> Section:
         (
             f"{found.studies:,} studies of the run have a label and an answer, {found.positive:,} of them positive; "
             f"{gathered.without_answer:,} have a label and no answer, {gathered.unlabelled:,} no label. "
-            f"{gathered.unknown_labels:,} labels name no study of the run"
-            + (f", and {blank:,} lines of their file hold none." if blank else ".")
+            f"Labels that name no study of the run: {gathered.unknown_labels:,}; lines without a label: {blank:,}."
         ),
         (
             "These figures are of this cohort, labelled as it is, and of no other: another site, another scanner or "
             "another share of positives gives others. The predictive values are those at this cohort's share of "
-            "positives."
+            "positives. A threshold for a sensitivity was chosen on these very studies, and may do less well on others."
         ),
         (
             f"Intervals are of 95 %. Those of areas, of the average precision and of the curves draw {drawn} "
-            f"({RESAMPLES:,} times, 2.5th to 97.5th percentile); those of shares are exact (Clopper-Pearson), and "
+            f"({RESAMPLES:,} times, 2.5th to 97.5th percentile); those of shares are exact (Clopper-Pearson), with "
             "Wilson's beside them."
         ),
     )
-    rows = [
-        _at("as it screened", found.current),
-        _at(f"for a sensitivity of {found.aimed_sensitivity:g}, by the probability alone", found.aimed),
+    thresholds = [
+        _at("As it screened", found.current),
+        _at(f"For a sensitivity of {found.aimed_sensitivity:g}, by the probability alone", found.aimed),
     ]
     if any(found.aimed_decided.indeterminate):
-        rows.append(_at("the same, where the members disagree too far not flagged", found.aimed_decided))
-    head = ("Threshold", "Value", "Sensitivity", "Specificity", "PPV", "NPV", "Indeterminate: positive, negative")
-    caption = (
-        "Indeterminate counts as not flagged. The threshold for a sensitivity was chosen on these very studies, and "
-        "may do less well on others."
-    )
+        thresholds.append(_at("The same, where the members disagree too far not flagged", found.aimed_decided))
     calibration = found.calibration
     measured = Table(
         ("Figure", "Value"),
@@ -163,17 +157,34 @@ def _agreement_with_truth(found: Validation, gathered: Gathered) -> Section:
             plots.reliability(calibration["reliability"], "Reliability diagram of the labelled studies"),
         ),
     )
-    return Section("Against the labels", text, curves, (Table(head, tuple(rows), caption), measured), shown=True)
+    return Section("Against the labels", text, curves, (measured, *thresholds), shown=True)
 
 
-def _at(name: str, found: AtThreshold) -> tuple[str, ...]:
-    value = NOTHING if found.threshold is None else number(found.threshold)
-    told = []
-    for figure in (found.sensitivity, found.specificity, found.ppv, found.npv):
-        wilson = figure.get("wilson") if figure else None
-        beside = f"; Wilson [{100 * wilson[0]:.1f}, {100 * wilson[1]:.1f}]" if wilson else ""
-        told.append(f"{share(figure)}{beside}")
-    return (name, value, *told, "{}, {}".format(*found.indeterminate))
+def _at(name: str, found: AtThreshold) -> Table:
+    value = "thresholds that differ" if found.threshold is None else number(found.threshold)
+    rows = tuple(
+        (
+            label,
+            NOTHING if figure is None else f"{100 * figure['value']:.1f} %",
+            _ends(figure["low"], figure["high"]) if figure else NOTHING,
+            _ends(*figure["wilson"]) if figure and "wilson" in figure else NOTHING,
+            f"{figure['hits']:,} of {figure['n']:,}" if figure and "hits" in figure else NOTHING,
+        )
+        for label, figure in (
+            ("Sensitivity", found.sensitivity),
+            ("Specificity", found.specificity),
+            ("Positive predictive value", found.ppv),
+            ("Negative predictive value", found.npv),
+        )
+    )
+    caption = f"{name}: flagged from {value} on"
+    if any(found.indeterminate):
+        caption += "; indeterminate, and so not flagged: {:,} positive and {:,} negative".format(*found.indeterminate)
+    return Table(("Figure", "Share", "Exact interval, %", "Wilson's, %", "Studies"), rows, caption)
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return NOTHING if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _subgroups(found: Validation) -> Section:
@@ -197,13 +208,14 @@ def _subgroups(found: Validation) -> Section:
 
 
 def _scores(gathered: Gathered) -> Section | None:
-    if not gathered.scores:
+    by_day = spreads(gathered, "day")
+    if not by_day:
         return None
     groups = {name: spreads(gathered, name) for name in ("scanner", "view")}
     drawn = [
         (
             "Probability by date of the study: median, quartiles, and the share flagged.",
-            drawings.over_time(spreads(gathered, "day"), "Probability over time"),
+            drawings.over_time(by_day, "Probability over time"),
         ),
         *(
             (

@@ -56,7 +56,7 @@ class Agreement:
 
 def spreads(gathered: Gathered, name: str) -> list[Spread]:
     """By ``scanner`` or ``view``, the largest group first; by ``day`` the days, or where they are many the months."""
-    groups, flags = gathered.scores[name], gathered.flags[name]
+    groups, flags = gathered.scores.get(name, {}), gathered.flags[name]
     if name != "day":
         return [
             _spread(group, groups[group], flags[group]) for group in sorted(groups, key=lambda one: _size(groups, one))
