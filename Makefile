@@ -1,7 +1,7 @@
 # make demo, make test: each does everything on a fresh Debian machine with Python 3.11 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
-TEST_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools redis-server postgresql faketime
+TEST_PACKAGES := orthanc orthanc-dicomweb dcmtk dicom3tools redis-server postgresql faketime chromium
 
 .PHONY: demo test lint lock clean
 

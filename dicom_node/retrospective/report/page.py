@@ -216,7 +216,9 @@ def _members(gathered: Gathered) -> Section | None:
         (
             name,
             *(
-                "" if first == second else f"{correlation[first, second]:.2f}; {100 * same[first, second].mean():.0f} %"
+                ""
+                if first == second
+                else f"{correlation[first, second]:.2f}; {100 * same[first, second].mean():.0f}\N{NO-BREAK SPACE}%"
                 for second in range(len(names))
             ),
         )
