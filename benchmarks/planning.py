@@ -2,6 +2,7 @@
 
 python -m benchmarks.planning                                # 10,000, 100,000 and 1,000,000 studies into SQLite
 python -m benchmarks.planning --studies 10000 --database postgresql://USER@HOST/NAME
+python -m benchmarks.planning --claims                       # what a study costs the ledger, in runs of the same sizes
 
 The PACS is simulated, in a process of its own: it answers C-FIND from a generator, some five hundred studies a day. The
 reference is a bare pynetdicom SCU that asks the same days and throws the answers away.
@@ -13,21 +14,28 @@ import argparse
 import contextlib
 import multiprocessing
 import resource
+import statistics
 import tempfile
 import time
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from sqlalchemy import insert
 
-from dicom_node.config import Peer, Settings
+from dicom_node.archive import Archive
+from dicom_node.config import Peer, Retrospective, Settings
 from dicom_node.database import Database
 from dicom_node.demo.pacs import free_port
 from dicom_node.retrospective.cohort import Criteria
 from dicom_node.retrospective.planning import plan
+from dicom_node.retrospective.runs import Runs
+from dicom_node.retrospective.settling import Settling
+from dicom_node.retrospective.studies import Studies
+from dicom_node.retrospective.tables import RunRow, RunStudyRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +101,43 @@ def measured(port: int, days: int, url: str, name: str) -> tuple[float, float]:
     return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+def claims(size: int, url: str) -> float:
+    """Seconds in which a study of a run of that size is claimed, settled and given back; a median of a few hundred."""
+    settings = Retrospective(window="", studies_per_minute=10_000)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    with contextlib.closing(Database(url)) as database:
+        database.upgrade()
+        with database.write() as session:
+            run = RunRow(name="bench", source="pacs", criteria={"modalities": ["CR"]}, state="running", created_at=now)
+            session.add(run)
+            session.flush()
+            for start in range(0, size, 10_000):
+                rows = [
+                    {
+                        "run_id": run.id,
+                        "study_instance_uid": f"1.2.{number}",
+                        "state": "found" if number % 2 else "done",
+                    }
+                    for number in range(start, min(start + 10_000, size))
+                ]
+                session.execute(insert(RunStudyRow), rows)
+    with contextlib.closing(Database(url)) as database:  # anew: what was inserted is in its place by then
+        studies, runs = Studies(database), Runs(database)
+        settling = Settling(database, Archive(Path(tempfile.mkdtemp())), purge=True)
+        node = Settings(peers=(Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104, retrieve=("move",)),))
+        took = []
+        for _ in range(300):
+            began = time.perf_counter()
+            claim = studies.claim("bench", 60, settings, now)
+            settling.settle(now)
+            runs.decide(node.model_copy(update={"retrospective": settings}), now)
+            if claim is None:
+                raise SystemExit("nothing was claimed")
+            studies.give_back(claim)
+            took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
 def _in_a_process(port: int, days: int, url: str, name: str, results: Any) -> None:
     results.put(measured(port, days, url, name))
 
@@ -102,7 +147,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--database", help="an empty database; a file in a temporary folder where not given")
+    parser.add_argument("--claims", action="store_true", help="measure the ledger alone")
     asked = parser.parse_args()
+    if asked.claims:
+        with tempfile.TemporaryDirectory() as folder:
+            for size in asked.studies:
+                url = asked.database or f"sqlite:///{Path(folder) / f'{size}.sqlite'}"
+                print(f"{size:9,} studies  {claims(size, url) * 1e3:.2f} ms to claim and give back one", flush=True)  # noqa: T201
+        return
     port = free_port()
     spawn = multiprocessing.get_context("spawn")
     server = spawn.Process(target=serve, args=(port,), daemon=True)

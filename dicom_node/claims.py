@@ -83,14 +83,18 @@ class Claims:
     def claim_batch(self, worker: str, lease_s: float, limit: int) -> list[Claim]:
         """At most `limit` screenings that wait for a worker, live ones first, then by age, leased to `worker`.
 
-        One that has failed before comes alone. Each is screened by the release that is active now.
+        One that has failed before comes alone, and purposes are not mixed: nothing is decoded, or drawn, before a live
+        one that is less urgent. Each is screened by the release that is active now.
         """
         with self._database.read() as session:
             if session.scalar(select(ScreeningRow.id).where(*_is_due()).limit(1)) is None:
                 return []
         keys: list[int] = []
         with self._database.write() as session:
+            batch_is_of: Purpose | None = None
             for purpose, state in product(Purpose, _CLAIMABLE):  # one at a time: so an index gives the order
+                if batch_is_of not in (None, purpose):
+                    break
                 waiting = (
                     select(ScreeningRow.id, ScreeningRow.failures)
                     .where(ScreeningRow.state == state, ScreeningRow.purpose == purpose, *_is_due())
@@ -102,6 +106,7 @@ class Claims:
                     if failures and keys:  # what may take its worker down is held alone, or others would fall with it
                         return self._take_all(session, keys, worker, lease_s)
                     keys.append(key)
+                    batch_is_of = purpose
                     if failures or len(keys) == limit:
                         return self._take_all(session, keys, worker, lease_s)
             return self._take_all(session, keys, worker, lease_s)

@@ -67,7 +67,7 @@ def _root(
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Run the embedded node: listener, worker, delivery and sweep in one process tree."""
+    """Run the embedded node: listener, worker, delivery, sweep and what fetches for runs, in one process tree."""
     from dicom_node import node
 
     node.up(context.obj.settings, context.obj.config)
@@ -137,7 +137,9 @@ def _serve(name: str, context: typer.Context) -> None:
 
 
 @app.command()
-def health(context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep")]) -> None:
+def health(
+    context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep|retrieve")]
+) -> None:
     """Say whether this machine's process of that name lives: exit status 0 or 1 (for container health checks)."""
     from dicom_node import watch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +38,7 @@ RETRIEVE = "retrieve"
 _POLL_S = 0.2
 _SLOW_IN_A_ROW = 3
 _END_S = 5.0
+_NICE = 10
 
 
 def utc_now() -> datetime:
@@ -45,7 +47,11 @@ def utc_now() -> datetime:
 
 
 def retrieve(settings: Settings, stop: threading.Event) -> None:
-    """Fetch what is due until told to stop; the study at hand is given back then."""
+    """Fetch what is due until told to stop; the study at hand is given back then.
+
+    With its children it takes only what of the processors the listener and the workers leave.
+    """
+    os.nice(_NICE)
     database = Database(settings.database_dsn)
     watch = Watch(settings.health_dir, RETRIEVE, settings.step_timeout_s)
     settling = Settling(database, Archive(settings.archive_dir), purge=settings.retrospective.purge)

@@ -160,6 +160,7 @@ class _Watch:
             elif time.monotonic() - since > self._limit_s:
                 self.stalled = True
                 self._association.abort()
+                self._association.dimse.msg_queue.put((None, None))  # who waits for an answer is not told otherwise
                 return
 
 

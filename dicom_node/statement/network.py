@@ -17,6 +17,7 @@ from dicom_node.decoders import LOSSY
 from dicom_node.doctor.network import RESULT_CLASSES
 from dicom_node.pixels import TRANSFER_SYNTAXES
 from dicom_node.probe import ASKED
+from dicom_node.retrospective import retrieval
 from dicom_node.statement.markdown import status, table, uid, yes
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _accepted() -> dict[str, PresentationContext]:
 
 def services() -> str:
     """Each SOP Class, and whether the node is its SCU and SCP."""
-    used = dict.fromkeys([str(Verification), *pacs.proposed(_SENT, proofs=True)])
+    used = dict.fromkeys([str(Verification), *pacs.proposed(_SENT, proofs=True), retrieval.MOVE, retrieval.GET])
     provided = [sop_class for sop_class in _accepted() if sop_class != pacs.COMMITMENT]
     rows = [
         (UID(sop_class).name, f"`{sop_class}`", yes(sop_class in used), yes(sop_class in provided), _purpose(sop_class))
@@ -69,6 +70,8 @@ def _purpose(sop_class: str) -> str:
         told.append(f"sent: {_SENT[sop_class]}")
     if sop_class in (pacs.COMMITMENT, pacs.QUERY):
         told.append("proof of delivery")
+    if sop_class in (pacs.QUERY, retrieval.MOVE, retrieval.GET):
+        told.append("retrospective runs")
     return "; ".join(told)
 
 

@@ -171,3 +171,13 @@ def test_live_images_are_claimed_before_those_of_runs(night):
     assert night.claims.live_waits()
     assert night.claims.claim("worker", 60).screening_id == night.screening("1.2.9.1").id
     assert not night.claims.live_waits()
+
+
+def test_a_batch_with_a_live_image_holds_no_other(night):
+    night.begin(images=2)
+    for uid in (UID, "1.2.7.2"):
+        night.arrive(uid, origin=Origin.MOVED)
+    night.arrive("1.2.9.1")
+    live = night.claims.claim_batch("worker", 60, 8)
+    assert [claim.screening_id for claim in live] == [night.screening("1.2.9.1").id]
+    assert len(night.claims.claim_batch("worker", 60, 8)) == 2

@@ -64,7 +64,7 @@ def test_the_migration_runs_once_and_every_process_of_ours_waits_for_it():
 
 def test_every_role_of_the_service_is_started():
     running = {words(service["command"])[0] for service in ours(LONG_RUNNING).values() if replicas(service)}
-    assert running == {"listen", "worker", "deliver", "sweep"}
+    assert running == {"listen", "worker", "deliver", "sweep", "retrieve"}
 
 
 def test_the_gpu_worker_is_of_a_profile_and_a_doctor_in_it_examines_its_device():

@@ -1,210 +1,216 @@
-"""A run held against labels: every figure equals an independent computation from the tables, by other means."""
+"""A run against labels: every figure equals one that is computed here by itself, and everything is counted once."""
 
-from contextlib import closing
+import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, spearmanr
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, brier_score_loss, precision_recall_curve, roc_auc_score, roc_curve
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from dicom_node.database import Database
-from dicom_node.releases import Releases
-from dicom_node.retrospective.report import validation
-from dicom_node.retrospective.report.making import ReportError, Wanted, set_threshold
-from tests.report_factories import BUNDLE, Cohort, film, invented, rows_of, told_by, write_labels
+from dicom_node.domain import StudyState
+from dicom_node.retrospective.report.answers import ImageAnswer, StudyAnswer, Told
+from dicom_node.retrospective.report.gathering import Gathered
+from dicom_node.retrospective.report.labels import read_labels
+from dicom_node.retrospective.report.validation import Labelled, ValidationError, age_group, basis, validate
 
-RESAMPLES = 2000
-
-
-@pytest.fixture(scope="module")
-def made(sqlite_template, tmp_path_factory):
-    """The report of the invented run."""
-    folder = tmp_path_factory.mktemp("report")
-    (folder / "ledger.sqlite").write_bytes(sqlite_template.read_bytes())
-    with closing(Database(f"sqlite:///{folder / 'ledger.sqlite'}")) as database:
-        yield invented(database, folder)
+RNG = np.random.default_rng(5)
 
 
-@pytest.fixture
-def labelled(made):
-    """Of the labelled studies with an answer, from the table: score, truth, whether flagged, patient."""
-    rows = [row for row in rows_of(made) if row["label"] and row["covid_probability"]]
-    return (
-        np.array([float(row["covid_probability"]) for row in rows]),
-        np.array([row["label"] == "1" for row in rows]),
-        np.array([row["covid_decision"] == "flagged" for row in rows]),
-        np.array([row["patient_id"] for row in rows]),
-    )
+def cohort(count=240, share=0.3):
+    positive = RNG.random(count) < share
+    scores = np.clip(RNG.normal(np.where(positive, 0.62, 0.4), 0.17), 0.01, 0.99).round(3)
+    return [
+        Labelled(
+            score=float(score),
+            decision="flagged" if score >= 0.5 else "not_flagged",
+            positive=bool(is_positive),
+            patient=f"P{number // 3}",
+            sex="MF"[number % 2],
+            age=int(number % 90),
+            view="PA" if number % 3 else "AP",
+            scanner="rare" if number < 12 else "common",
+            images=((float(score), 0.0),),
+        )
+        for number, (score, is_positive) in enumerate(zip(scores, positive, strict=True))
+    ]
 
 
-def test_areas_are_those_of_scikit_learn_and_their_intervals_those_of_drawing_patients_one_by_one(made, labelled):
-    scores, positive, _, patients = labelled
-    figures = made.figures["validation"]
-    assert figures["studies"] == len(scores) > 120
-    assert figures["auc"]["value"] == pytest.approx(roc_auc_score(positive, scores))
-    assert figures["average_precision"]["value"] == pytest.approx(average_precision_score(positive, scores))
+FOUND = cohort()
+TRUTH = np.array([one.positive for one in FOUND])
+SCORES = np.array([one.score for one in FOUND])
+FIGURES = validate("covid19", FOUND, [0.5], 0.9, resamples=400)
+
+
+def test_areas_are_scikit_learn_s():
+    assert FIGURES.auc["value"] == pytest.approx(roc_auc_score(TRUTH, SCORES))
+    assert FIGURES.average_precision["value"] == pytest.approx(average_precision_score(TRUTH, SCORES))
+    assert FIGURES.calibration["brier"] == pytest.approx(brier_score_loss(TRUTH, SCORES))
+
+
+def test_the_expected_calibration_error_is_that_of_ten_bins():
+    gaps = []
+    for low in np.arange(10) / 10:
+        here = (low <= SCORES) & (low + 0.1 > SCORES)
+        if here.any():
+            gaps.append(here.mean() * abs(TRUTH[here].mean() - SCORES[here].mean()))
+    assert FIGURES.calibration["ece"] == pytest.approx(sum(gaps), abs=1e-9)
+
+
+def test_the_interval_of_the_area_draws_patients():
+    """A plain loop over patients, with a generator of its own: the ends agree to the noise of 400 draws."""
+    patients = np.array([one.patient for one in FOUND])
     names = np.unique(patients)
-    assert len(names) < len(scores)
-    draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
-    areas, precisions = [], []
-    for draw in draws:
-        chosen = np.concatenate([np.flatnonzero(patients == names[one]) for one in draw])
-        areas.append(roc_auc_score(positive[chosen], scores[chosen]))
-        precisions.append(average_precision_score(positive[chosen], scores[chosen]))
-    for found, values in ((figures["auc"], areas), (figures["average_precision"], precisions)):
-        assert [found["low"], found["high"]] == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist())
-        assert found["interval"] == "bootstrap over patients"
-    assert figures["by_patient"]
+    rows = {name: np.flatnonzero(patients == name) for name in names}
+    rng = np.random.default_rng(99)
+    areas = []
+    for _ in range(400):
+        drawn = np.concatenate([rows[name] for name in rng.choice(names, len(names))])
+        areas.append(roc_auc_score(TRUTH[drawn], SCORES[drawn]))
+    low, high = np.percentile(areas, [2.5, 97.5])
+    assert FIGURES.by_patient
+    assert FIGURES.auc["low"] == pytest.approx(low, abs=0.015)
+    assert FIGURES.auc["high"] == pytest.approx(high, abs=0.015)
 
 
-def test_the_bands_of_the_curves_are_those_of_scikit_learn_s_curves_of_the_same_draws(made, labelled):
-    scores, positive, _, patients = labelled
-    names = np.unique(patients)
-    at = np.linspace(0, 1, 101)
-    sensitivities, precisions = [], []
-    for draw in np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names))):
-        chosen = np.concatenate([np.flatnonzero(patients == names[one]) for one in draw])
-        rates, sensitivity, _ = roc_curve(positive[chosen], scores[chosen], drop_intermediate=False)
-        sensitivities.append([sensitivity[rates <= one].max() for one in at])
-        precision, recall, _ = precision_recall_curve(positive[chosen], scores[chosen])
-        # from the highest threshold down: the first that reaches the recall
-        precisions.append([precision[::-1][np.argmax(recall[::-1] >= one)] for one in at[1:]])
-    figures = made.figures["validation"]
-    for found, values in ((figures["roc_band"], sensitivities), (figures["precision_recall_band"], precisions)):
-        low, high = np.percentile(values, [2.5, 97.5], axis=0)
-        assert found["low"] == pytest.approx(low.tolist(), abs=1e-5)
-        assert found["high"] == pytest.approx(high.tolist(), abs=1e-5)
+def test_without_patients_the_study_is_drawn_and_it_is_said():
+    found = validate("covid19", [one._replace(patient=None) for one in FOUND], [0.5], 0.9, resamples=50)
+    assert not found.by_patient
 
 
-def test_shares_at_the_threshold_that_counts_have_scipy_s_exact_and_wilson_intervals(made, labelled):
-    _, positive, flagged, _ = labelled
-    figures = made.figures["validation"]["current"]
-    assert figures["threshold"] == 0.5
-    for name, hits, of in (
-        ("sensitivity", flagged & positive, positive),
-        ("specificity", ~flagged & ~positive, ~positive),
-        ("ppv", flagged & positive, flagged),
-        ("npv", ~flagged & ~positive, ~flagged),
-    ):
-        found, test = figures[name], binomtest(int(hits.sum()), int(of.sum()))
-        exact, wilson = test.proportion_ci(method="exact"), test.proportion_ci(method="wilson")
-        assert found["value"] == pytest.approx(hits.sum() / of.sum())
-        assert [found["low"], found["high"]] == pytest.approx(list(exact))
-        assert found["wilson"] == pytest.approx(list(wilson))
-    rows = [row for row in rows_of(made) if row["label"] and row["covid_decision"] == "indeterminate"]
-    labels = [row["label"] for row in rows]
-    assert figures["indeterminate"] == [labels.count("1"), labels.count("0")]
-    assert sum(figures["indeterminate"]) > 0
+@pytest.mark.parametrize("name", ["sensitivity", "specificity", "ppv", "npv"])
+@pytest.mark.parametrize("point", ["current", "aimed"])
+def test_shares_and_their_intervals_are_scipy_s(name, point):
+    at = getattr(FIGURES, point)
+    flagged = (0.5 if point == "current" else at.threshold) <= SCORES
+    hits, of = {
+        "sensitivity": (flagged & TRUTH, TRUTH),
+        "specificity": (~flagged & ~TRUTH, ~TRUTH),
+        "ppv": (flagged & TRUTH, flagged),
+        "npv": (~flagged & ~TRUTH, ~flagged),
+    }[name]
+    figure = getattr(at, name)
+    test = binomtest(int(hits.sum()), int(of.sum()))
+    exact, wilson = test.proportion_ci(method="exact"), test.proportion_ci(method="wilson")
+    assert (figure["hits"], figure["n"]) == (hits.sum(), of.sum())
+    assert (figure["low"], figure["high"]) == pytest.approx((exact.low, exact.high))
+    assert figure["wilson"] == pytest.approx([wilson.low, wilson.high])
 
 
-def test_the_threshold_for_a_sensitivity_is_the_most_specific_of_all_that_reach_it(made, labelled):
-    scores, positive, _, _ = labelled
-    aimed = made.figures["validation"]["aimed"]
-    tried = [*np.unique(scores), 2.0]
-    reaching = [one for one in tried if (scores[positive] >= one).mean() >= 0.9]
-    best = max((scores[~positive] < one).mean() for one in reaching)
-    above = scores >= aimed["threshold"]
-    assert above[positive].mean() >= 0.9
-    assert aimed["sensitivity"]["value"] == pytest.approx(above[positive].mean())
-    assert aimed["specificity"]["value"] == pytest.approx((~above)[~positive].mean())
-    assert aimed["specificity"]["value"] == pytest.approx(best)
-    assert made.figures["validation"]["aimed_decided"]["sensitivity"]["hits"] <= aimed["sensitivity"]["hits"]
+@pytest.mark.parametrize("aimed", [0.5, 0.8, 0.95, 1.0])
+def test_the_threshold_for_a_sensitivity_is_the_highest_that_reaches_it(aimed):
+    found = validate("covid19", FOUND, [0.5], aimed, resamples=20)
+    needed = math.ceil(aimed * TRUTH.sum() - 1e-9)
+    reached = [threshold for threshold in np.unique(SCORES) if (SCORES[TRUTH] >= threshold).sum() >= needed]
+    best = max(reached)
+    assert found.aimed.sensitivity["value"] >= aimed
+    assert np.array_equal(found.aimed.threshold <= SCORES, best <= SCORES)
 
 
-def test_at_the_threshold_that_counts_what_would_be_decided_is_what_was(made):
-    for one in made.gathered.labelled:
-        assert validation.decision_at(0.5, one.images) == one.decision
-
-
-def test_calibration_is_that_of_scikit_learn_and_of_ten_bins_counted_out(made, labelled):
-    scores, positive, _, _ = labelled
-    found = made.figures["validation"]["calibration"]
-    assert found["brier"] == pytest.approx(brier_score_loss(positive, scores))
-    bins = np.minimum((scores * 10).astype(int), 9)
-    gaps = [abs(scores[bins == one].mean() - positive[bins == one].mean()) * (bins == one).mean() for one in set(bins)]
-    assert found["ece"] == pytest.approx(sum(gaps))
-    share, forecast = calibration_curve(positive, scores, n_bins=10)
-    assert found["reliability"]["x"] == pytest.approx(forecast.tolist(), abs=1e-5)
-    assert found["reliability"]["y"] == pytest.approx(share.tolist(), abs=1e-5)
-
-
-def test_subgroups_are_measured_where_they_are_large_enough_and_counted_elsewhere(made, labelled):
-    rows = [row for row in rows_of(made) if row["label"] and row["covid_probability"]]
-    groups = {(one["name"], one["group"]): one for one in made.figures["validation"]["subgroups"]}
-    assert {name for name, _ in groups} == {"sex", "age", "view", "scanner"}
-    measured = 0
-    for (name, group), found in groups.items():
-        here = [row for row in rows if group == (validation.age_group(int(row["age"])) if name == "age" else row[name])]
-        truth = [row["label"] == "1" for row in here]
-        assert (found["studies"], found["positive"]) == (len(here), sum(truth))
-        if min(sum(truth), len(truth) - sum(truth)) < 10:
-            assert found["auc"] is found["sensitivity"] is found["specificity"] is None
-            continue
-        measured += 1
-        scores = [float(row["covid_probability"]) for row in here]
-        assert found["auc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
-        hits = [row["covid_decision"] == "flagged" for row, one in zip(here, truth, strict=True) if one]
-        assert found["sensitivity"]["value"] == pytest.approx(np.mean(hits))
-    assert 4 < measured < len(groups)
-    assert sum(one["studies"] for (name, _), one in groups.items() if name == "scanner") == len(rows)
+def test_subgroups_are_measured_where_both_labels_have_ten():
+    by_name = {(one.name, one.group): one for one in FIGURES.subgroups}
+    here = np.array([one.sex == "F" for one in FOUND])
+    women = by_name["sex", "F"]
+    assert (women.studies, women.positive) == (here.sum(), TRUTH[here].sum())
+    assert women.auc["value"] == pytest.approx(roc_auc_score(TRUTH[here], SCORES[here]))
+    rare = by_name["scanner", "rare"]
+    assert rare.studies == 12
+    assert rare.auc is None
+    assert sum(one.studies for one in FIGURES.subgroups if one.name == "age") == len(FOUND)
 
 
 @pytest.mark.parametrize(
     ("age", "group"), [(0, "0-17"), (17, "0-17"), (18, "18-39"), (64, "40-64"), (65, "65+"), (None, "not stated")]
 )
-def test_ages_are_grouped(age, group):
-    assert validation.age_group(age) == group
+def test_ages_fall_into_groups(age, group):
+    assert age_group(age) == group
 
 
-def test_the_members_agreement_is_that_of_the_table_of_outputs(made):
-    found = made.figures["members"]
-    (flat,) = made.gathered.members.values()
-    values = np.asarray(flat).reshape(-1, 3)
-    assert found["correlation"][0][1] == pytest.approx(spearmanr(values[:, 0], values[:, 1]).statistic)
-    assert found["images"] == made.figures["counts"]["images_screened"]
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], "no labelled study of the run has an answer"),
+        ([one for one in FOUND if one.positive], "are positive: both are needed"),
+        ([one for one in FOUND if not one.positive], "are negative: both are needed"),
+    ],
+)
+def test_labels_that_bear_no_validation_are_told(found, told):
+    with pytest.raises(ValidationError, match=told):
+        validate("covid19", found, [0.5], 0.9)
 
 
-def test_scores_by_scanner_are_those_of_the_table(made):
-    rows = [row for row in rows_of(made) if row["covid_probability"]]
-    for found in made.figures["scores"]["scanner"]:
-        scores = [float(row["covid_probability"]) for row in rows if row["scanner"] == found["group"]]
-        assert found["studies"] == len(scores)
-        assert found["percentiles"] == pytest.approx(np.percentile(scores, [5, 25, 50, 75, 95]).tolist(), abs=1e-6)
+def test_what_a_threshold_stands_on_is_told():
+    told = basis("march", FIGURES)
+    assert told.startswith(f"run march: 240 studies, {TRUTH.sum()} positive; sensitivity 0.9")
+    assert "specificity 0." in told
 
 
-def test_a_threshold_of_the_site_is_set_for_the_release_that_answered(database, tmp_path):
-    made = invented(database, tmp_path)
-    site = set_threshold(database, made, "Dr. Night")
-    found = Releases(database).thresholds(BUNDLE)["covid"]
-    assert found == site
-    assert found.threshold == made.validation.aimed.threshold
-    assert found.set_by == "Dr. Night"
-    aimed, decided = made.validation.aimed.sensitivity, made.validation.aimed_decided.sensitivity
-    positive = made.validation.positive
-    assert found.basis.startswith(
-        f"run march: 150 studies, {positive} positive; "
-        f"sensitivity {aimed['value']:.3f} [{aimed['low']:.3f}, {aimed['high']:.3f}]"
+def image(probability=None, decision="not_flagged", view="PA", **changed):
+    targets = {} if probability is None else {"covid19": Told(probability, 0.5, decision)}
+    values = {
+        "sop_instance_uid": "1",
+        "view": view,
+        "sex": "F",
+        "age": 50,
+        "scanner": "S",
+        "modality": "CR",
+        "accession_number": None,
+        "patient_id": "P",
+        "state": "withheld" if targets else "declined",
+        "reason": None if targets else "lateral",
+        "release": "starter 2.0.0",
+        "targets": targets,
+    }
+    return ImageAnswer(**(values | changed))
+
+
+def study(number, *images, state=StudyState.DONE, reason=None):
+    return StudyAnswer(f"1.{number}", "20260301", f"A{number}", "P", state, reason, images)
+
+
+def gathered(*studies, truth=None):
+    found = Gathered("covid19", truth)
+    for one in studies:
+        found.add(one)
+    return found
+
+
+def test_a_study_s_answer_is_its_strongest_image_s_and_it_is_flagged_where_any_is():
+    one = study(1, image(0.3), image(0.8, "indeterminate"), image(0.6, "flagged"), image())
+    assert one.strongest("covid19")[1].probability == 0.8
+    assert one.decision("covid19") == "flagged"
+    assert study(2, image(0.8, "indeterminate"), image(0.1)).decision("covid19") == "indeterminate"
+    assert study(3, image()).decision("covid19") is None
+
+
+def test_everything_is_counted_once():
+    found = gathered(
+        study(1, image(0.9, "flagged"), image()),
+        study(2, image(0.1)),
+        study(3, image(0.5, "indeterminate")),
+        study(4, image()),
+        study(5, state=StudyState.FAILED, reason="missing_images"),
+        study(6, state=StudyState.FOUND),
     )
-    assert f"indeterminate counted as missed, sensitivity {decided['value']:.3f}" in found.basis
+    flow = {step.key: step.number for step in found.flow()}
+    assert (flow["studies"], flow["studies_waiting"], flow["studies_answered"]) == (6, 1, 3)
+    assert (flow["flagged"], flow["indeterminate"], flow["not_flagged"]) == (1, 1, 1)
+    assert (flow["images"], flow["images_screened"], flow["images_declined"]) == (5, 3, 2)
+    assert dict(found.declined) == {"lateral": 2}
+    assert found.study_failures["missing_images"] == 1
 
 
-def test_no_threshold_is_set_by_few_positives_or_where_several_releases_answered(database, tmp_path):
-    cohort = Cohort(database)
-    truth = {cohort.study(film(1.0 - number / 10)): number < 19 for number in range(40)}
-    labels = write_labels(tmp_path / "labels.csv", truth)
-    made = told_by(database, tmp_path, Wanted("march", labels))
-    with pytest.raises(ReportError, match="19 labelled studies with an answer are positive: a threshold needs 20"):
-        set_threshold(database, made, "Dr. Night")
-    cohort.use(BUNDLE.model_copy(update={"release": "2024.2"}))
-    cohort.study(film(1.0))
-    made = told_by(database, tmp_path, Wanted("march", labels))
-    with pytest.raises(ReportError, match=r"several releases answered in run march \(starter 2024.1, starter 2024.2\)"):
-        set_threshold(database, made, "Dr. Night")
-    with pytest.raises(ReportError, match="without labels"):
-        set_threshold(database, told_by(database, tmp_path, Wanted("march")), "Dr. Night")
-    assert Releases(database).thresholds(BUNDLE) == {}
+def test_the_flagged_studies_are_shown_the_highest_first_and_no_more_than_fit(monkeypatch):
+    monkeypatch.setattr("dicom_node.retrospective.report.gathering.MOST_SHOWN", 3)
+    found = gathered(*(study(number, image(number / 10, "flagged")) for number in range(1, 10)))
+    assert [one.study_instance_uid for one in found.shown] == ["1.9", "1.8", "1.7"]
 
 
-def test_both_databases_give_the_same_figures(database, tmp_path, made):
-    assert invented(database, tmp_path).figures == made.figures
+def test_labels_meet_their_studies(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text("accession_number,label,patient_id\nA1,1,X\nA2,0,Y\nA4,1,Z\nA9,1,Z\n")
+    truth = read_labels(file, "covid19", identity=True)
+    found = gathered(
+        study(1, image(0.9, "flagged")), study(2, image(0.1)), study(3, image(0.2)), study(4, image()), truth=truth
+    )
+    assert [(one.score, one.positive, one.patient) for one in found.labelled] == [(0.9, True, "X"), (0.1, False, "Y")]
+    assert (found.without_answer, found.unlabelled, found.unknown_labels) == (1, 1, 1)

@@ -250,8 +250,8 @@ def _members(gathered: Gathered) -> Section | None:
             *(
                 NOTHING
                 if first == second
-                else f"{_correlation(found.correlation[first][second])}; {100 * found.same_half[first][second]:.0f} %; "
-                f"{100 * found.same_side[first][second]:.0f} %"
+                else f"{_correlation(found.correlation[first][second])}; {_percent(found.same_half[first][second])}; "
+                f"{_percent(found.same_side[first][second])}"
                 for second in range(len(found.members))
             ),
         )
@@ -265,6 +265,10 @@ def _members(gathered: Gathered) -> Section | None:
         ),
     )
     return Section("Agreement between members", text, (), (Table(("Member", *found.members), rows),), shown=True)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _correlation(value: float | None) -> str:
