@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dicom_node.config import CONFIG_VARIABLE, PREFIX
-from dicom_node.doctor import machine, network
+from dicom_node.doctor import machine, network, sources
 from dicom_node.doctor.finding import Finding, Level, failure, ok, warning
 from dicom_node.doctor.stores import Stores
 from dicom_node.domain import place_of
@@ -78,6 +78,7 @@ def examine(settings: Settings, config: Path | None = None, now: Callable[[], fl
         ("clock", lambda: machine.clock(stores.clock_offsets_s(now), now())),
         ("listener", partial(network.listener, settings)),
         *((f"peer {peer.name}", partial(network.peer, settings, peer)) for peer in settings.peers),
+        *((f"source {peer.name}", partial(sources.source, settings, peer)) for peer in settings.sources),
     ]
     try:
         for name, check in checks:
@@ -116,9 +117,9 @@ def _settings(settings: Settings, config: Path | None) -> Iterator[Finding]:
     """What was read; a wrong setting has ended the command before."""
     file = config or os.environ.get(CONFIG_VARIABLE)
     variables = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name != CONFIG_VARIABLE)
-    sources = [str(file)] if file else []
-    sources += variables
-    yield ok("settings", f"read from {', '.join(sources)}" if sources else "all are defaults: no file, no variable")
+    read = [str(file)] if file else []
+    read += variables
+    yield ok("settings", f"read from {', '.join(read)}" if read else "all are defaults: no file, no variable")
     if not settings.destinations:
         yield warning(
             "settings", "results are sent to nobody: they stay in the archive", "set destination = true for a peer"

@@ -5,6 +5,7 @@ Each day is a transaction of its own: a plan that was broken off goes on after t
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ _ASSUMED_BYTES = 10_000_000
 _ASSUMED_IMAGES = 1.3  # of a study
 _ASSUMED_SECONDS = 2.0  # to fetch a study
 NOT_FOUND = "not_found"
+_NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,10 @@ def plan(
 def _prepared(
     settings: Settings, database: Database, name: str, wanted: Criteria, source: Peer, *, deliver: bool, again: bool
 ) -> int:
-    if not 0 < len(name) <= 64 or not name.isprintable():
-        raise RunError("a run's name has 1 to 64 printable characters")
+    if not _NAME.fullmatch(name):  # a report's folder has it
+        raise RunError(
+            "a run's name begins with a letter or digit and has at most 64 of letters, digits, space, . _ + -"
+        )
     told = wanted.as_json(identity=settings.store_patient_identity)
     with database.write(alone="runs") as session:
         run = session.scalar(select(RunRow).filter_by(name=name))

@@ -168,10 +168,17 @@ class Studies:
             _held(session, claim).method = way
 
     def retrieved(self, claim: StudyClaim, seconds: float) -> None:
-        """Everything has landed: each instance has a screening that answers, or will, for the run."""
+        """Everything has landed: each instance has a screening that answers, or will, for the run.
+
+        Where one was purged meanwhile, for another run had done with it, the study is found again.
+        """
         with self._database.write() as session:
             study = _held(session, claim)
             new = self._arrange(session, study)
+            if session.scalar(select(RunInstanceRow.study_id).filter_by(study_id=study.id, landed=False).limit(1)):
+                study.state, study.attempts = StudyState.FOUND, study.attempts - 1
+                _release(study)
+                return
             study.state, study.reason, study.detail = StudyState.RETRIEVED, None, None
             if not new and study.method is None:
                 study.reason = ALREADY_SCREENED
@@ -239,6 +246,7 @@ class Studies:
             if row.screening_id is None and release_id is not None and instance.path is not None:
                 row.screening_id = _screen(session, run, instance.id, release_id)
                 new += 1
+            row.landed = row.screening_id is not None
             if instance.path is not None and _own(session, instance.id).purpose == Purpose.RETROSPECTIVE:
                 held += instance.size_bytes
         study.landed, study.held_bytes = _landed(session, study.id), held

@@ -437,7 +437,7 @@ def test_10_a_machine_whose_clock_is_off(service, tmp_path):
         file = tmp_path / name
         file.write_text(getattr(service, name).get_secret_value())
         secrets[f"DICOM_NODE_{name.upper()}_FILE"] = str(file)
-    peers = [peer.model_dump() for peer in service.peers]
+    peers = [peer.model_dump(mode="json") for peer in service.peers]
     plain = {name: str(getattr(service, name)) for name in ("port", "archive_dir", "database_url", "broker_url")}
     variables = {f"DICOM_NODE_{name.upper()}": value for name, value in plain.items()}
     done = subprocess.run(
@@ -465,3 +465,25 @@ def test_a_database_that_a_power_cut_would_cost_images_is_warned_of(service, pos
     (found,) = warnings
     assert found.what.startswith("fsync, full_page_writes of ")
     assert found.remedy == "turn it on in postgresql.conf"
+
+
+def test_a_source_is_asked_for_what_its_ways_need(embedded, pacs):
+    """The small PACS of the demo answers C-FIND, and moves nothing."""
+    peer = destination(pacs, retrieve=["move", "get"])
+    told = {
+        (finding.level, finding.what)
+        for finding in examined(changed(embedded, peers=[peer]))
+        if finding.check == "source pacs"
+    }
+    offers = {"C-FIND", "C-MOVE", "C-GET"}
+    accepted = {service for service in offers if any(level == "ok" and service in what for level, what in told)}
+    refused = {service for service in offers if any(level == "warning" and service in what for level, what in told)}
+    assert accepted | refused == offers
+    assert "C-FIND" in accepted
+
+
+def test_a_source_by_the_web_that_is_not_there_is_a_failure(embedded, pacs):
+    web = {"retrieve": ["web"], "find": "web", "web_url": f"http://127.0.0.1:{free_port()}/dicom-web"}
+    fault = the_fault(changed(embedded, peers=[destination(pacs, **web)]), "source pacs")
+    assert "cannot be reached" in fault.what
+    assert "web_url" in fault.remedy

@@ -234,6 +234,21 @@ def test_two_runs_over_one_study_share_what_is_under_way(night):
     assert [night.study(1, run).state for run in (1, 2)] == ["done", "done"]
 
 
+def test_what_another_run_purges_before_it_is_arranged_for_is_fetched_again(night):
+    night.run(1, name="first")
+    night.run(1, name="again", again=True)
+    fetched(night, 1)
+    night.screen()
+    claim, missing = night.begin()
+    assert missing == []  # its bytes are there
+    night.settle()  # and are gone
+    night.studies.retrieved(claim, 0.0)
+    assert (night.study(1, run_id=2).state, night.study(1, run_id=2).attempts) == ("found", 0)
+    _, missing = fetched(night, 1)
+    assert missing == ["1.2.1.1"]
+    assert night.screen().purpose == "retrospective"
+
+
 def test_at_the_start_of_a_node_that_is_alone_everything_is_given_back(night):
     night.run(1)
     night.claim()
