@@ -56,15 +56,15 @@ def test_what_failed_after_its_prediction_has_no_answer(database, cohort):
     assert told(database, cohort)[uid].strongest("covid") is None
 
 
-def test_of_screenings_that_replaced_each_other_the_last_one_answers(database, cohort):
-    uid = cohort.study(film(-3.0))
+def test_of_screenings_that_failed_the_one_that_took_their_place_answers_and_no_later_one(database, cohort):
+    uid = cohort.study(film(-3.0, state=State.FAILED, reason="heatmap"))
     with database.write() as session:
         first = session.scalars(select(ScreeningRow)).one()
         second = cohort.screening(session, first.instance_id, film(-1.0), 2)
         third = cohort.screening(session, first.instance_id, film(2.5), 3)
         first.replaced_by, second.replaced_by = second.id, third.id
     study = told(database, cohort)[uid]
-    assert study.strongest("covid")[1].probability == pytest.approx(sigmoid(2.5))
+    assert study.strongest("covid")[1].probability == pytest.approx(sigmoid(-1.0))
     assert len(study.images) == 1
 
 

@@ -197,9 +197,14 @@ def _images(
 
 
 def _latest(session: Session, screening_ids: Iterable[int]) -> dict[int, ScreeningRow]:
-    """By the screening that was asked for, the last of those that replaced it, one after the other."""
+    """By the screening that was asked for, itself, or where it failed the one that took its place.
+
+    What answered keeps answering for its run, whatever a later release says of the image.
+    """
     found = _by_id(session, ScreeningRow, screening_ids)
-    while after := {key: row.replaced_by for key, row in found.items() if row.replaced_by is not None}:
+    while after := {
+        key: row.replaced_by for key, row in found.items() if row.replaced_by is not None and row.state == State.FAILED
+    }:
         later = _by_id(session, ScreeningRow, set(after.values()))
         found |= {key: later[replaced_by] for key, replaced_by in after.items()}
     return found
@@ -238,7 +243,9 @@ def _heatmaps(session: Session, keys: Sequence[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     for part in _parts(keys):
         query = select(ObjectRow.screening_id, ObjectRow.path).where(
-            ObjectRow.screening_id.in_(part), ObjectRow.kind == ObjectKind.HEATMAP
+            ObjectRow.screening_id.in_(part),
+            ObjectRow.kind == ObjectKind.HEATMAP,
+            ObjectRow.retraction_id.is_(None),  # nobody is shown what was taken back
         )
         found |= {key: path for key, path in session.execute(query).tuples() if key is not None}
     return found
