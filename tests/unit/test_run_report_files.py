@@ -137,14 +137,6 @@ def test_of_many_flagged_studies_those_with_the_highest_scores_are_shown(databas
     assert "5 in all; the 3 with the highest probability are shown" in (made.folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["../../escape", "a/b", "..", "März 2026: Nacht?"])
-def test_whatever_a_run_is_called_its_report_is_one_folder_in_the_one_given(database, tmp_path, name):
-    Cohort(database, name=name)
-    made = told_by(database, tmp_path, Wanted(name))
-    assert made.folder.resolve().parent == (tmp_path / "reports").resolve()
-    assert (made.folder / "report.html").exists()
-
-
 @pytest.mark.parametrize(
     ("wanted", "error", "told"),
     [

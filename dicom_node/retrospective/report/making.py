@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from sqlalchemy import func, select
 
@@ -103,7 +102,7 @@ def make(settings: Settings, database: Database, wanted: Wanted, out: Path, watc
     labels = read_labels(wanted.labels, target, identity=settings.store_patient_identity) if wanted.labels else None
     studies, lines = _sizes(database, run)
     gathered = Gathered(target, labels, not_in_pacs=lines)
-    folder = out / _file_name(run.name)
+    folder = out / run.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with Tables(folder, questions) as tables:
@@ -169,12 +168,6 @@ def _sizes(database: Database, run: RunRow) -> tuple[int, int]:
             select(func.count(RunStudyRow.study_instance_uid), func.count()).where(RunStudyRow.run_id == run.id)
         ).one()
     return named, everything - named
-
-
-def _file_name(name: str) -> str:
-    """A run's name as that of one folder, whatever characters it has."""
-    told = quote(name, safe=" ")
-    return told.replace(".", "%2E") if told.startswith(".") else told
 
 
 def _figures(run: RunRow, questions: list[str], gathered: Gathered, validation: Validation | None) -> dict[str, Any]:
