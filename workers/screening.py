@@ -131,7 +131,7 @@ class Screener:
         is_live = any(claim.purpose is Purpose.LIVE for claim in batch)
         try:
             with kept_alive(partial(self._renew, held), self._settings.lease_s):
-                self._advance_all(held, lambda: stopping() or (not is_live and self._claims.live_waits()))
+                self._advance_all(held, stopping, lambda: not is_live and self._claims.live_waits())
         except (OSError, SQLAlchemyError) as error:
             detail, pause_s = type(error).__name__, self._settings.retry_base_s
             raise
@@ -171,8 +171,11 @@ class Screener:
         except LostLeaseError:
             pass
 
-    def _advance_all(self, held: dict[int, Claim], stopping: Callable[[], bool]) -> None:
-        """Children decode and build results while the networks run on what is decoded: as many as there are by then."""
+    def _advance_all(self, held: dict[int, Claim], stopping: Callable[[], bool], gives_way: Callable[[], bool]) -> None:
+        """Children decode and build results while the networks run on what is decoded: as many as there are by then.
+
+        What is being built is waited for, also by who is told to stop, but not by who gives way.
+        """
         settings = self._settings
         wanted = Wanted(self._ensemble.squares, settings.heatmap_size, settings.max_pixels)
         decoding = [
@@ -180,14 +183,14 @@ class Screener:
         ]
         building: list[_Building] = []
         try:
-            while decoding and not stopping():
+            while decoding and not (stopping() or gives_way()):
                 jobs = self._take_decoded(decoding, held)
                 building += self._predict(jobs, held)
                 self._save_built(building, held)
         finally:
             for _, future in decoding:
                 future.cancel()
-        while building:
+        while building and not gives_way():
             self._await_first([one.future for one in building])
             self._save_built(building, held)
 

@@ -441,3 +441,30 @@ def test_a_lost_database_pauses_the_worker_and_ends_nothing(bench, monkeypatch, 
     assert "the worker pauses: " in caplog.text
     assert "(OperationalError)" in caplog.text
     assert "PHANTOM" not in caplog.text
+
+
+def test_a_batch_of_a_run_gives_way_to_a_live_film_after_the_image_at_hand(bench):
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.more(3)
+    with bench.database.write() as session:
+        session.execute(update(ScreeningRow).values(purpose="retrospective", delivers=False))
+    film = bench.archive.store(encode(phantom_dataset(9)))
+    ensemble = FakeEnsemble(lambda: bench.ledger.record(received(9, file=film, sha256=film.sha256)))
+    bench.screener(ensemble, batch_size=4).screen_next()
+    assert ensemble.asked == 1
+    assert sorted(states(bench)[:4]) == ["waiting", "waiting", "waiting", "withheld"]
+    with bench.database.read() as session:
+        assert set(session.scalars(select(ScreeningRow.failures))) == {0}
+        assert set(session.scalars(select(ScreeningRow.not_before))) == {None}
+    (live,) = bench.claims.claim_batch("worker", 60, 4)
+    assert live.purpose == "live"
+
+
+def test_a_run_s_screening_ends_withheld_with_a_heatmap_only_where_it_is_flagged(bench):
+    with bench.database.write() as session:
+        session.execute(update(ScreeningRow).values(purpose="retrospective", delivers=False))
+    bench.claims.give_back(bench.claim, "", pause_s=0)
+    bench.screener(FakeEnsemble()).screen_next()  # indeterminate
+    assert states(bench) == ["withheld"]
+    with bench.database.read() as session:
+        assert session.scalars(select(ObjectRow.kind).distinct()).all() == ["map"]
