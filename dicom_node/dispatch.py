@@ -226,8 +226,9 @@ class Bells:
 class Ringer:
     """Rings from a thread of its own, so that an answer to a sender never waits for the broker."""
 
-    def __init__(self, broker_dsn: str) -> None:
+    def __init__(self, broker_dsn: str, queue: str = LIVE) -> None:
         self._bells = Bells(broker_dsn)
+        self._queue = queue
         self._due = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -235,7 +236,7 @@ class Ringer:
         self._thread.start()
 
     def ring(self) -> None:
-        """The `live` queue gets a bell soon, or never: then the sweep rings. Returns at once."""
+        """The queue gets a bell soon, or never: then the sweep rings. Returns at once."""
         with self._changed:
             self._due += 1
             self._changed.notify()
@@ -257,7 +258,7 @@ class Ringer:
                     self._bells.close()
                     return
             try:
-                self._bells.ring(LIVE, due)
+                self._bells.ring(self._queue, due)
             except Exception as error:  # this thread outlives everything: nobody would miss it but the images
                 if reachable:
                     told = error if isinstance(error, BrokerError) else place_of(error)

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node import roles, supervisor
 from dicom_node.archive import Archive, owner_of
 from dicom_node.database import Database, UnreachableError
-from dicom_node.dispatch import QUEUE_OF, Bells, BrokerError, Ringer, await_broker, check_broker
+from dicom_node.dispatch import QUEUE_OF, RETROSPECTIVE, Bells, BrokerError, Ringer, await_broker, check_broker
 from dicom_node.ledger import Ledger
 from dicom_node.node import locked
 
@@ -177,8 +177,13 @@ def retrieve(settings: Settings, stop: threading.Event) -> None:
     from dicom_node.retrospective import fetching
 
     with joined(settings, stop) as database:
-        if database is not None:
-            fetching.retrieve(settings, stop)
+        if database is None:
+            return
+        ringer = Ringer(settings.broker_dsn, RETROSPECTIVE)
+        try:
+            fetching.retrieve(settings, stop, ringer.ring)
+        finally:
+            ringer.close()
 
 
 def worker(settings: Settings, config: Path | None, devices: Sequence[str], stop: threading.Event) -> None:

@@ -46,10 +46,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def retrieve(settings: Settings, stop: threading.Event) -> None:
+def retrieve(settings: Settings, stop: threading.Event, ring: Callable[[], None] = lambda: None) -> None:
     """Fetch what is due until told to stop; the study at hand is given back then.
 
-    With its children it takes only what of the processors the listener and the workers leave.
+    `ring` is called for each study that was fetched: its images wait for a worker. With its children it takes only
+    what of the processors the listener and the workers leave.
     """
     os.nice(_NICE)
     database = Database(settings.database_dsn)
@@ -57,7 +58,7 @@ def retrieve(settings: Settings, stop: threading.Event) -> None:
     settling = Settling(database, Archive(settings.archive_dir), purge=settings.retrospective.purge)
     fault = Fault("settling")
     with retrieving_children(settings) as children:
-        fetching = Fetching(settings, database, Retriever(settings, children), utc_now)
+        fetching = Fetching(settings, database, Retriever(settings, children), utc_now, ring)
         threads = [
             threading.Thread(target=_loop, args=(fetching, database, stop, number), daemon=True)
             for number in range(settings.retrospective.retrievals)
@@ -93,10 +94,17 @@ class Fetching:
     ----------
     clock
         The time, aware: a run's hours are the site's.
+    ring
+        Called when a study's images wait for a worker; must return at once.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, retriever: Retriever, clock: Callable[[], datetime]
+        self,
+        settings: Settings,
+        database: Database,
+        retriever: Retriever,
+        clock: Callable[[], datetime],
+        ring: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._runs = Runs(database)
@@ -104,6 +112,7 @@ class Fetching:
         self._database = database
         self._retriever = retriever
         self._clock = clock
+        self._ring = ring
         self._slow = 0  # studies in a row
         self._planned_in_vain: dict[str, datetime] = {}
 
@@ -161,6 +170,7 @@ class Fetching:
                 self._not_retrieved(claim, "missing_images", lacking, attempts=self._settings.max_attempts)
                 return
         self._studies.retrieved(claim, seconds)
+        self._ring()
 
     def _not_retrieved(self, claim: StudyClaim, reason: str, told: str, *, attempts: int) -> None:
         log.warning("study %d of run %d: %s", claim.study_id, claim.run_id, told)

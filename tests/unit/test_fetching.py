@@ -59,7 +59,8 @@ class Desk:
         self.clock = Clock("2026-01-10 23:00")
         self.courier = Courier(self.night)
         self.runs = Runs(database)
-        self.fetching = Fetching(self.settings, database, self.courier, self.clock)
+        self.rung = []
+        self.fetching = Fetching(self.settings, database, self.courier, self.clock, lambda: self.rung.append(True))
         self.database = database
 
     def step(self):
@@ -171,9 +172,11 @@ def test_a_study_that_does_not_come_is_tried_again_and_then_failed_and_the_other
     node.courier.brings = False
     assert node.step() == 1
     assert node.states() == ["found", "found"]
+    assert node.rung == []
     node.courier.brings = True
     assert node.step() == 1
     assert node.states() == ["found", "done"]
+    assert len(node.rung) == 1  # a worker hears of it
     node.courier.brings = False
     for _ in range(2):
         node.clock.now += timedelta(minutes=10)
