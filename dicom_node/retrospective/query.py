@@ -32,13 +32,14 @@ Answer = dict[str, tuple[str, ...]]  # by keyword, the values that the PACS gave
 
 
 class QueryError(NodeError):
-    """A PACS could not be asked, or did not answer to the end."""
+    """A PACS could not be asked, or did not answer to the end; `of_one` where another request may well succeed."""
 
     reason = "query"
 
-    def __init__(self, message: str, *, permanent: bool = False) -> None:
+    def __init__(self, message: str, *, permanent: bool = False, of_one: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+        self.of_one = of_one
 
 
 class Answers(NamedTuple):

@@ -12,10 +12,12 @@ import time
 from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Self, cast
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
+from pydicom.filereader import read_dataset, read_preamble
 from pynetdicom import evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # made at import from tables
     StudyRootQueryRetrieveInformationModelGet,
@@ -56,7 +58,7 @@ _PROCESSING_FAILURE = 0x0110
 _LARGEST_FILE = 1 << 30
 _DICOM = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _LOOK_S = 1.0
-_META_AT = 144  # preamble, DICM, and the element that says how long the File Meta Information is (PS3.10 7.1)
+_META_GROUP = 0x0002  # File Meta Information, always Explicit VR Little Endian (PS3.10 7.1)
 
 
 class RetrievalError(NodeError):
@@ -166,12 +168,13 @@ class _Watch:
 
 def _move(settings: Settings, peer: Peer, wanted: Wanted, landed: _Landed) -> str:
     """C-MOVE of each series to this node's own AE title (PS3.4 C.4.2)."""
-    told = []
     with _associated(settings, peer, MOVE) as association:
-        for series in wanted.by_series():
-            query = _query(wanted, series)
-            responses = association.send_c_move(query, settings.ae_title, MOVE)
-            told.append(_said("C-MOVE", settings, peer, _last(settings, peer, association, responses, landed.count)))
+
+        def asked(series: str) -> list[str]:
+            responses = association.send_c_move(_query(wanted, series), settings.ae_title, MOVE)
+            return [_said("C-MOVE", settings, peer, _last(settings, peer, association, responses, landed.count))]
+
+        told = _each(association, [partial(asked, series) for series in wanted.by_series()])
     return "; ".join(dict.fromkeys(told))
 
 
@@ -197,40 +200,72 @@ def _get(settings: Settings, peer: Peer, wanted: Wanted, intake: Intake) -> str:
         took.append(_taken(intake, arrival))
         return took[-1]
 
-    def asked(association: Association, query: Dataset) -> str:
-        responses = association.send_c_get(query, GET)
-        return _said("C-GET", settings, peer, _last(settings, peer, association, responses, lambda: len(took)))
-
-    told = []
     with _associated(settings, peer, GET, store) as association:
-        for series, instances in wanted.by_series().items():
+
+        def asked(series: str, instance: str | None = None) -> list[str]:
+            responses = association.send_c_get(_query(wanted, series, instance), GET)
+            return [_said("C-GET", settings, peer, _last(settings, peer, association, responses, lambda: len(took)))]
+
+        def of_series(series: str, instances: list[str]) -> list[str]:
             try:
-                told.append(asked(association, _query(wanted, series)))
-            except RetrievalError:
-                if not association.is_established:
+                return asked(series)
+            except RetrievalError as error:
+                if error.permanent or not association.is_established:
                     raise
-                told += [asked(association, _query(wanted, series, instance)) for instance in instances]
+                return _each(association, [partial(asked, series, instance) for instance in instances])
+
+        told = _each(association, [partial(of_series, *one) for one in wanted.by_series().items()])
     return "; ".join(dict.fromkeys(told))
 
 
+def _each(association: Association, requests: Iterable[Callable[[], list[str]]]) -> list[str]:
+    """What the peer says of each request: one that fails does not keep the next from being made.
+
+    Raises
+    ------
+    RetrievalError
+        Where none succeeds, or after one that no other can follow.
+    """
+    told: list[str] = []
+    errors: list[RetrievalError] = []
+    for request in requests:
+        try:
+            told += request()
+        except RetrievalError as error:
+            if error.permanent or not association.is_established:
+                raise
+            errors.append(error)
+    if errors and not told:
+        raise errors[0]
+    return told + [str(error) for error in errors]
+
+
 def _web(settings: Settings, peer: Peer, wanted: Wanted, intake: Intake) -> str:
-    """WADO-RS of each instance (PS3.18 10.4), as it is stored."""
-    failed = []
+    """WADO-RS of each instance (PS3.18 10.4), as it is stored.
+
+    An instance that the peer cannot serve does not keep the others from coming.
+    """
+    failed: list[str] = []
+    errors: list[QueryError | RetrievalError] = []
     try:
         with WebClient(peer, settings) as client:
             for series, instance in wanted.instances:
                 path = f"studies/{wanted.study_instance_uid}/series/{series}/instances/{instance}"
                 try:
                     bodies = parts(client.get(path, accept=_DICOM, largest=_LARGEST_FILE))
-                except QueryError as error:
-                    if len(wanted.instances) == 1 or not error.permanent:
+                    arrivals = [_of_file(body, peer, wanted.run_study_id) for body in bodies]
+                except (QueryError, RetrievalError) as error:
+                    if isinstance(error, QueryError) and not error.of_one:
                         raise
-                    failed.append(str(error))
+                    errors.append(error)
                     continue
-                statuses = [_taken(intake, _of_file(body, peer, wanted.run_study_id)) for body in bodies]
+                statuses = [_taken(intake, arrival) for arrival in arrivals]
                 failed += [f"an object was refused with 0x{status:04X}" for status in statuses if status != SUCCESS]
     except QueryError as error:
         raise RetrievalError(str(error), permanent=error.permanent) from error
+    failed += [str(error) for error in errors]
+    if len(errors) == len(wanted.instances):
+        raise RetrievalError("; ".join(dict.fromkeys(failed)), permanent=all(error.permanent for error in errors))
     return "; ".join(dict.fromkeys(failed)) or "WADO-RS ended well"
 
 
@@ -243,12 +278,15 @@ def _of_file(content: bytes, peer: Peer, run_study_id: int) -> Arrival:
         Where it is no such file.
     """
     try:
-        meta = dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=["SOPInstanceUID"]).file_meta
+        file = BytesIO(content)
+        read_preamble(file, force=False)
+        # Not by (0002,0000), which some writers get wrong: the data set begins where group 0002 ends.
+        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != _META_GROUP)
         return Arrival(
             sop_class_uid=str(meta.MediaStorageSOPClassUID),
             sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
             transfer_syntax_uid=str(meta.TransferSyntaxUID),
-            encoded=content[_META_AT + meta.FileMetaInformationGroupLength :],
+            encoded=content[file.tell() :],
             calling_ae_title=peer.ae_title,
             origin=Origin.FETCHED,
             run_study_id=run_study_id,

@@ -23,7 +23,8 @@ _JSON = "application/dicom+json"
 # A query that is too broad (PS3.18 8.3.4.4 leaves it to the server), and what may pass.
 _TOO_MUCH = httpx.codes.REQUEST_ENTITY_TOO_LARGE
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_BOUNDARY = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
+_OF_ALL = frozenset({429, 502, 503, 504})  # said of the service, not of what was asked for
+_BOUNDARY = re.compile(r'boundary=(?:"([^"]+)"|([^";,]+))', re.IGNORECASE)
 _HEADERS_END = b"\r\n\r\n"
 
 
@@ -69,12 +70,16 @@ class WebClient:
                     content += part
                     if len(content) > largest:
                         raise QueryError(
-                            f"{self.name} answers more than {largest} bytes to one request", permanent=True
+                            f"{self.name} answers more than {largest} bytes to one request",
+                            permanent=True,
+                            of_one=True,
                         )
             finally:
                 response.close()
         except httpx.TimeoutException as error:
             raise QueryError(f"{self.name} (DICOMweb) does not answer in time") from error
+        except httpx.RemoteProtocolError as error:
+            raise QueryError(f"{self.name} (DICOMweb) broke off its answer", of_one=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise QueryError(
                 f"{self.name} (DICOMweb) cannot be reached: {type(error).__name__}; see web_url"
@@ -92,8 +97,8 @@ class WebClient:
         if response.is_redirect:
             raise QueryError(f"{told}, a redirection, which is not followed: see web_url", permanent=True)
         if status == httpx.codes.NOT_FOUND:
-            raise QueryError(f"{told}: it is not there, or web_url is wrong", permanent=True)
-        raise QueryError(told, permanent=status not in _MAY_PASS)
+            raise QueryError(f"{told}: it is not there, or web_url is wrong", permanent=True, of_one=True)
+        raise QueryError(told, permanent=status not in _MAY_PASS, of_one=status not in _OF_ALL)
 
 
 def _kept(headers: httpx.Headers) -> dict[str, str]:
@@ -192,11 +197,11 @@ def parts(response: httpx.Response) -> list[bytes]:
         return [response.content]
     found = _BOUNDARY.search(content_type)
     if found is None:
-        raise QueryError("an answer of several parts names no boundary")
-    mark = b"--" + found[1].strip().encode()
+        raise QueryError("an answer of several parts names no boundary", of_one=True)
+    mark = b"--" + (found[1] or found[2]).strip().encode()
     pieces = (b"\r\n" + response.content).split(b"\r\n" + mark)
     if len(pieces) < 2 or not pieces[-1].startswith(b"--"):
-        raise QueryError("an answer of several parts is cut off")
+        raise QueryError("an answer of several parts is cut off", of_one=True)
     bodies = []
     for piece in pieces[1:-1]:
         _, end, body = piece.partition(_HEADERS_END)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import select
@@ -189,6 +189,123 @@ def test_wado_brings_what_is_there_and_says_what_is_not(night):
 def test_wado_that_is_no_dicom_is_told(night, content):
     with served(wado({"1.2.1.1": content})) as peer, pytest.raises(RetrievalError, match="what is no DICOM file"):
         fetched(night, peer, "web", images=1)
+
+
+def landed_after(night, peer, way, **settings):
+    """What landed, whether or not the retrieval came to a good end."""
+    with suppress(RetrievalError):
+        fetched(night, peer, way, **settings)
+    return sorted(uid for uid, row in night.expected(1).items() if row.landed)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        (404, "text/plain", b""),
+        (500, "text/plain", b""),
+        (200, "multipart/related; boundary=b", b"--b\r\n\r\nhalf"),
+        (200, "multipart/related", b"--b\r\n\r\nhalf"),
+        (200, "text/html", b"<html>"),
+    ],
+)
+def test_an_instance_that_wado_cannot_serve_does_not_keep_the_next_from_coming(night, status, kind, body):
+    well = wado({"1.2.1.2": part10(film(2))})
+
+    def answer(path, parameters, headers):
+        return (status, kind, body) if path.endswith("1.2.1.1") else well(path, parameters, headers)
+
+    with served(answer) as peer:
+        assert landed_after(night, peer, "web") == ["1.2.1.2"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_wado_that_serves_nothing_at_all_is_an_error_for_good(night, status):
+    with served(lambda *_: (status, "text/plain", b"")) as peer, pytest.raises(RetrievalError) as raised:
+        fetched(night, peer, "web")
+    assert raised.value.permanent
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+def test_a_web_service_that_serves_nobody_is_not_asked_again(night, status):
+    asked = []
+
+    def answer(path, parameters, headers):
+        asked.append(path)
+        return status, "text/plain", b""
+
+    with served(answer) as peer, pytest.raises(RetrievalError):
+        fetched(night, peer, "web")
+    assert len(asked) == 1
+
+
+def test_a_wrong_password_is_a_fault_that_the_run_hears_of(night):
+    with served(lambda *_: (401, "text/plain", b"")) as peer:
+        came, _, _ = fetch(night, peer)
+    assert "web_password" in came.fault
+
+
+def test_file_meta_information_of_a_wrong_length_does_not_shift_the_data_set(night):
+    right = part10(film(1))
+    length = int.from_bytes(right[140:144], "little")
+    wrong = right[:140] + (length + 6).to_bytes(4, "little") + right[144:]
+    with served(wado({"1.2.1.1": wrong})) as peer:
+        _, landed = fetched(night, peer, "web", images=1)
+    assert landed == ["1.2.1.1"]
+    (kept,) = night.archive.locate("").rglob("*.dcm")
+    assert kept.read_bytes().endswith(right[144 + length :])
+
+
+def test_an_image_that_c_get_cannot_bring_does_not_keep_the_next_from_coming(night):
+    def handler(event):
+        yield 1
+        if event.identifier.get("SOPInstanceUID") == "1.2.1.2":
+            yield 0xFF00, film(2)
+        else:
+            yield 0xC000, None
+
+    with Pacs([], get=handler) as pacs:
+        assert landed_after(night, pacs.peer(), "get") == ["1.2.1.2"]
+
+
+def test_a_series_that_c_move_cannot_bring_does_not_keep_the_next_from_being_asked_for(night):
+    asked = []
+
+    def fails(event):
+        asked.append(str(event.identifier.SeriesInstanceUID))
+        raise ValueError
+
+    with Pacs([], move=fails) as pacs:
+        claim, missing = night.begin(2, "move")
+        wanted = Wanted(claim.study_id, STUDY, tuple(zip(("1.4.1", "1.4.2"), missing, strict=True)))
+        with pytest.raises(RetrievalError, match="C-MOVE 0xC511"):
+            retrieve(settings_of(night, pacs.peer()), "pacs", "move", wanted)
+    assert asked == ["1.4.1", "1.4.2"]
+
+
+def test_a_c_move_that_says_nothing_goes_on_while_images_land(night):
+    def silent(event):
+        yield "127.0.0.1", free_port()
+        for number in range(1, 4):
+            time.sleep(1)
+            night.arrive(f"1.2.1.{number}", run_study_id=night.study(1).id, sender="PACS")
+        yield 0
+
+    with Pacs([], move=silent) as pacs:
+        _, landed = fetched(night, pacs.peer(), "move", images=3)
+    assert len(landed) == 3
+
+
+def test_a_c_move_that_says_nothing_and_brings_nothing_is_left(night):
+    def silent(event):
+        yield "127.0.0.1", free_port()
+        for _ in range(40):
+            time.sleep(0.2)
+            if not event.assoc.is_established:
+                return
+        yield 0
+
+    with Pacs([], move=silent) as pacs, pytest.raises(RetrievalError, match=r"nothing came for 1\.5 s"):
+        fetched(night, pacs.peer(), "move")
 
 
 @contextmanager

@@ -192,6 +192,7 @@ HEAD = b"Content-Type: application/dicom\r\n\r\n"
         (b"--b1\r\n" + HEAD + b"one\r\n--b1\r\n" + HEAD + b"two\r\n\r\n--b1--", None, [b"one", b"two\r\n"]),
         (b"preamble\r\n--b1\r\n" + HEAD + b"\x00--b1 \r\n\xff\r\n--b1--", None, [b"\x00--b1 \r\n\xff"]),
         (b"--b1\r\n" + HEAD + b"one\r\n--b1--", "multipart/related; boundary=b1", [b"one"]),
+        (b"--a,b;c\r\n" + HEAD + b"one\r\n--a,b;c--", 'multipart/related; boundary="a,b;c"', [b"one"]),
         (b"DICM", "application/dicom", [b"DICM"]),
     ],
 )
