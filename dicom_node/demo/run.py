@@ -131,7 +131,8 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
         "study_quiet_s": _QUIET_S,
     }
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
-    text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.model_dump().items())
+    given = peer.model_dump(mode="json", exclude_defaults=True)
+    text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
     path = folder / "node.toml"
     path.write_text(text)
     return path

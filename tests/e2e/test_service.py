@@ -76,8 +76,8 @@ def test_live_work_overtakes_retrospective_work(service, tmp_path):
     with service.database.write() as session:  # what a night's work leaves in the ledger
         release = session.scalar(select(ReleaseRow.id))
         for key in session.scalars(select(InstanceRow.id)).all():
-            row = ScreeningRow(instance_id=key, release_id=release, purpose="retrospective", state="waiting")
-            session.add(row)
+            night = {"purpose": "retrospective", "delivers": False, "state": "waiting"}
+            session.add(ScreeningRow(instance_id=key, release_id=release, **night))
     ds, path = film(tmp_path, 7)
     assert dcmsend(service.port, path)[0] == 0
     service.start(["sweep"])

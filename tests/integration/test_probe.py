@@ -149,7 +149,8 @@ def run(tmp_path, *arguments, peers):
     config.write_text(
         "network_timeout_s = 2\n"
         + "".join(
-            "[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.model_dump().items())
+            "[[peers]]\n"
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in peer.model_dump(mode="json").items())
             for peer in peers
         )
     )
