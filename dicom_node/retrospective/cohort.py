@@ -128,8 +128,9 @@ def criteria(
             raise CohortError(f"--from {first_day} is after --to {last_day}: the other way round?")
         if (last_day - first_day).days > _MOST_DAYS:
             raise CohortError(f"--from {first_day} is more than a century before --to {last_day}")
-    if first_day is not None and first_day > today:
-        raise CohortError(f"--from {first_day} is to come: today is {today}")
+    for option, day in (("--from", first_day), ("--to", last_day)):
+        if day is not None and day > today:  # it would count as asked for, and hold nothing yet
+            raise CohortError(f"{option} {day} is to come: today is {today}")
     for modality in modalities:
         if not _MODALITY.fullmatch(modality):
             raise CohortError(f"--modality {modality!r} is no DICOM modality, such as CR or DX")

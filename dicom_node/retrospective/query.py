@@ -178,10 +178,7 @@ class Finder:
         if last - first <= 1:
             if answers.complete:
                 return answers.found
-            raise QueryError(
-                f"{self._transport.name} cuts off what it holds of {keys['StudyDate']}, even minute by minute: raise "
-                "the number of answers that it allows"
-            )
+            raise self._cut_off(keys)
         middle = (first + last) // 2
         if answers.complete:  # it looks like a limit: are there more in the two halves?
             halves = [
@@ -194,7 +191,15 @@ class Finder:
             self._cap = count
         for half in ((first, middle), (middle, last)):
             by_uid |= {_first(answer, "StudyInstanceUID"): answer for answer in self._all(keys, *half)}
+        if not answers.complete and 0 < count == len(by_uid):  # parts hold nothing more: it does not know of the times
+            raise self._cut_off(keys)
         return by_uid.values()
+
+    def _cut_off(self, keys: Mapping[str, str]) -> QueryError:
+        return QueryError(
+            f"{self._transport.name} cuts off what it holds of {keys['StudyDate']}, even minute by minute: raise "
+            "the number of answers that it allows"
+        )
 
     def _is_suspicious(self, count: int) -> bool:
         return count > 0 and (count == self._cap or count % _ROUND == 0)

@@ -127,6 +127,8 @@ class Qido:
         told = 0
         for _ in range(_MOST_PAGES):
             answers = self._page(path, parameters, wanted, told, [*keys, identity])
+            if answers is None:
+                return Answers(list(found.values()), complete=False)
             before = len(found)
             for number, answer in enumerate(answers, start=told):
                 found.setdefault(answer.get(identity) or ("", str(number)), answer)
@@ -139,15 +141,16 @@ class Qido:
 
     def _page(
         self, path: str, parameters: Mapping[str, str], wanted: list[str], offset: int, keywords: list[str]
-    ) -> list[Answer]:
+    ) -> list[Answer] | None:
+        """The answers from `offset` on; None where the server says that they would be too many."""
         asked = {**parameters, "limit": str(_PAGE), "offset": str(offset)}
         if wanted:
             asked["includefield"] = ",".join(wanted)
         try:
             response = self._client.get(path, accept=_JSON, largest=256 << 20, parameters=asked)
         except QueryError as error:
-            if f"status {_TOO_MUCH}" in str(error):
-                return []
+            if f"status {int(_TOO_MUCH)}" in str(error):
+                return None
             raise
         if response.status_code == httpx.codes.NO_CONTENT or not response.content:
             return []

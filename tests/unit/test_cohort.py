@@ -23,7 +23,8 @@ def test_without_an_end_it_goes_on_to_today():
     ("first", "last", "told"),
     [
         ("2026-06-30", "2026-01-01", "the other way round"),
-        ("2026-07-01", "2026-07-02", "is to come"),
+        ("2026-07-01", "2026-07-02", "--from 2026-07-01 is to come"),
+        ("2026-06-01", "2026-07-01", "--to 2026-07-01 is to come"),
         ("1.3.2026", None, "no day, such as 2026-01-31"),
         ("2026-02-30", None, "no day"),
         (None, "2026-01-01", "say which studies"),

@@ -107,6 +107,12 @@ def test_studies_without_a_time_are_not_lost_where_the_day_is_split():
     assert len(found) == 9
 
 
+def test_a_day_of_studies_without_a_time_that_is_cut_off_is_an_error():
+    known = [study(number, StudyTime="") for number in range(9)]
+    with Pacs(known, limit=6, limit_status=OUT_OF_RESOURCES) as pacs, pytest.raises(QueryError, match="20260301"):
+        studies(pacs)
+
+
 def test_a_minute_that_cannot_be_had_as_a_whole_is_an_error_that_names_the_day():
     known = [study(number) for number in range(9)]
     with Pacs(known, limit=5, limit_status=OUT_OF_RESOURCES) as pacs, pytest.raises(QueryError) as raised:

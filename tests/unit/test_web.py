@@ -143,6 +143,17 @@ def test_what_goes_wrong_is_told_and_whether_it_may_pass(status, body, told, per
     assert "20260301" not in str(raised.value)
 
 
+def test_a_server_that_finds_a_query_too_broad_is_asked_for_parts_of_the_day():
+    whole = archive(40)
+
+    def answer(path, parameters, headers):
+        if "StudyTime" not in parameters:
+            return 413, "text/plain", b""
+        return whole(path, parameters, headers)
+
+    assert len(found_by(answer)) == 40
+
+
 @pytest.mark.parametrize(
     "element",
     [None, [], {}, {"Value": None}, {"Value": [{}]}, {"Value": ["../.."]}, {"Value": [None]}, {"Value": ["1." * 40]}],
