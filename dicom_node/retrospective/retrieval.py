@@ -7,6 +7,7 @@ compares what the peer says that the study holds with what the ledger has.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -30,7 +31,7 @@ from dicom_node.admission import SOP_CLASSES
 from dicom_node.archive import Archive
 from dicom_node.association import AssociationError, associated
 from dicom_node.database import Database
-from dicom_node.domain import NodeError, Origin
+from dicom_node.domain import NodeError, Origin, place_of
 from dicom_node.intake import Arrival, Intake, RefusedError
 from dicom_node.ledger import Ledger
 from dicom_node.pacs import PENDING, SUCCESS
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
     from dicom_node.config import Peer, Settings
+
+log = logging.getLogger(__name__)
 
 MOVE = str(StudyRootQueryRetrieveInformationModelMove)
 GET = str(StudyRootQueryRetrieveInformationModelGet)
@@ -301,9 +304,11 @@ def _taken(intake: Intake, arrival: Arrival) -> int:
         intake.take(arrival)
     except RefusedError as error:
         return error.status
-    except (OSError, SQLAlchemyError, NodeError):
+    except (OSError, SQLAlchemyError, NodeError) as error:
+        log.warning("cannot keep what was fetched: %s", place_of(error))
         return OUT_OF_RESOURCES
-    except Exception:
+    except Exception as error:
+        log.error("fault in taking what was fetched: %s", place_of(error))  # noqa: TRY400
         return _PROCESSING_FAILURE
     return SUCCESS
 
