@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 VICTIMS = ("listen", "work", "retrieve", "sweep", "orthanc", "node")
-DAYS = ("--from", "2026-03-01", "--to", "2026-12-31")
+DAYS = ("--from", "2026-03-01", "--to", "2026-03-31")
 _ANSWERED = (State.REPORTED, State.WITHHELD, State.DECLINED)
-RETROSPECTIVE = {"window": "", "studies_per_minute": 10_000, "pause_s": 1.0, "pause_max_s": 5.0}
+RETROSPECTIVE = {"window": "", "pause_s": 1.0, "pause_max_s": 5.0}
 
 
 def main() -> None:
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=300)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--films", type=int, default=60)
+    parser.add_argument("--per-minute", type=int, default=10_000, help="studies_per_minute; 30 as shipped")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cxr-night-") as name:
         folder = Path(name)
@@ -72,7 +73,7 @@ def main() -> None:
                 lease_s=5.0,
                 sweep_s=1.0,
                 retry_base_s=0.5,
-                retrospective=RETROSPECTIVE,
+                retrospective=RETROSPECTIVE | {"studies_per_minute": asked.per_minute},
             )
             try:
                 node.start()

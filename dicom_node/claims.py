@@ -7,6 +7,7 @@ the network never runs twice for one image.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -225,9 +226,19 @@ class Claims:
     def give_back(self, claim: Claim, detail: str, *, pause_s: float) -> None:
         """The screening waits again, uncounted, for the fault was not its own; others go first for `pause_s`."""
         with self._database.write() as session:
-            old = _state(session, claim)
-            values = {"detail": detail[:400], "not_before": db_now(pause_s) if pause_s else None}
-            self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
+            self._give_back(session, claim, detail, pause_s)
+
+    def give_back_all(self, claims: Sequence[Claim], detail: str, *, pause_s: float) -> None:
+        """The same of many at once; nothing of those that are another's by now."""
+        with self._database.write() as session:
+            for claim in claims:
+                with contextlib.suppress(LostLeaseError):
+                    self._give_back(session, claim, detail, pause_s)
+
+    def _give_back(self, session: Session, claim: Claim, detail: str, pause_s: float) -> None:
+        old = _state(session, claim)
+        values = {"detail": detail[:400], "not_before": db_now(pause_s) if pause_s else None}
+        self._move(session, claim, old, _after_claim(old), **values, **_RELEASED)
 
     def count_failure(
         self, claim: Claim, detail: str, *, max_failures: int, pause_s: float, reason: str = "attempts_exhausted"

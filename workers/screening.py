@@ -142,8 +142,7 @@ class Screener:
             detail = type(error).__name__
             raise
         finally:
-            for claim in held.values():
-                self._return(claim, detail, pause_s)
+            self._return(list(held.values()), detail, pause_s)
 
     def _told(self, error: Exception) -> str:
         """An error without a text that may hold a row."""
@@ -159,17 +158,16 @@ class Screener:
     def return_what_is_left(self) -> None:
         """What a lost database would not take back is given back now, before its lease runs out and is counted."""
         left, self._left = self._left, []
-        for claim in left:
-            self._return(claim, "the database was lost", 0.0)
+        self._return(left, "the database was lost", 0.0)
 
-    def _return(self, claim: Claim, detail: str, pause_s: float) -> None:
-        """The claim waits again; where the database does not take it, it is kept for the next time."""
+    def _return(self, claims: list[Claim], detail: str, pause_s: float) -> None:
+        """The claims wait again; where the database does not take them, they are kept for the next time."""
+        if not claims:
+            return
         try:
-            self._claims.give_back(claim, detail, pause_s=pause_s)
+            self._claims.give_back_all(claims, detail, pause_s=pause_s)
         except SQLAlchemyError:
-            self._left.append(claim)
-        except LostLeaseError:
-            pass
+            self._left += claims
 
     def _advance_all(self, held: dict[int, Claim], stopping: Callable[[], bool], gives_way: Callable[[], bool]) -> None:
         """Children decode and build results while the networks run on what is decoded: as many as there are by then.
@@ -183,8 +181,10 @@ class Screener:
         ]
         building: list[_Building] = []
         try:
-            while decoding and not (stopping() or gives_way()):
+            while decoding and not stopping():
                 jobs = self._take_decoded(decoding, held)
+                if gives_way():
+                    break
                 building += self._predict(jobs, held)
                 self._save_built(building, held)
         finally:

@@ -144,6 +144,10 @@ def _print(console: Console, found: Plan) -> None:
     lines = [f"studies: {found.studies}{images}", f"already screened by this release: {found.already_screened}"]
     if found.not_found:
         lines.append(f"not in the PACS: {found.not_found} of the file's lines; `status` counts them as failed")
+    if found.unanswered:
+        lines.append(f"not told in full: {found.unanswered} of the file's lines; `status` counts them as failed")
+    if found.repeated:
+        lines.append(f"named before: {found.repeated} of the file's lines")
     if found.skipped:
         lines.append(f"answers of the PACS that could not be used: {found.skipped}")
     nights = "" if found.nights is None else f", {found.nights:.1f} nights"

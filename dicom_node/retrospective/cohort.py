@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -48,6 +50,7 @@ class Criteria:
     body_part: str | None = None
     accessions: tuple[Asked, ...] = ()
     patients: tuple[Asked, ...] = ()
+    repeated: int = 0  # lines of the list that name what an earlier one does
 
     def days(self) -> Iterator[date]:
         """Each day, where the cohort is asked for by days alone."""
@@ -64,7 +67,11 @@ class Criteria:
         return (first is None or f"{first:%Y%m%d}" <= study_date) and (last is None or study_date <= f"{last:%Y%m%d}")
 
     def as_json(self, *, identity: bool = True) -> dict[str, Any]:
-        """The criteria as the ledger keeps them; without `identity`, of the lists only how long they are."""
+        """The criteria as the ledger keeps them.
+
+        Without `identity`, of the lists only how long they are, and a mark that tells another list of that length (but
+        for one in 4,096) and names nobody.
+        """
         told: dict[str, Any] = {
             "first_day": self.first_day.isoformat() if self.first_day else None,
             "last_day": self.last_day.isoformat() if self.last_day else None,
@@ -73,7 +80,7 @@ class Criteria:
         }
         for name, asked in (("accessions", self.accessions), ("patients", self.patients)):
             if asked:
-                told[name] = [list(one) for one in asked] if identity else len(asked)
+                told[name] = [list(one) for one in asked] if identity else {"count": len(asked), "mark": _mark(asked)}
         return told
 
     @classmethod
@@ -86,7 +93,7 @@ class Criteria:
             Where the lists were not kept.
         """
         lists = {name: told.get(name, []) for name in ("accessions", "patients")}
-        if any(isinstance(asked, int) for asked in lists.values()):
+        if not all(isinstance(asked, list) for asked in lists.values()):
             raise CohortError("the ledger keeps no identities, so the lists of this cohort have to be given once more")
         first, last = told.get("first_day"), told.get("last_day")
         return cls(
@@ -134,18 +141,25 @@ def criteria(
     for modality in modalities:
         if not _MODALITY.fullmatch(modality):
             raise CohortError(f"--modality {modality!r} is no DICOM modality, such as CR or DX")
+    by_accession, repeated = read_values(accessions, "accession_number") if accessions else ((), 0)
+    by_patient, repeated = read_values(patients, "patient_id") if patients else ((), repeated)
     return Criteria(
         first_day,
         last_day,
         modalities or MODALITIES,
         body_part.strip().upper() if body_part else None,
-        read_values(accessions, "accession_number") if accessions else (),
-        read_values(patients, "patient_id") if patients else (),
+        by_accession,
+        by_patient,
+        repeated,
     )
 
 
-def read_values(file: Path, column: str) -> tuple[Asked, ...]:
-    """The values of a file: one a line, or the column of that name of a CSV file; each once.
+def _mark(asked: tuple[Asked, ...]) -> str:
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:3]
+
+
+def read_values(file: Path, column: str) -> tuple[tuple[Asked, ...], int]:
+    """The values of a file, one a line or the column of that name of a CSV file, each once; and how many came again.
 
     Raises
     ------
@@ -161,15 +175,17 @@ def read_values(file: Path, column: str) -> tuple[Asked, ...]:
     if "\0" in text:
         raise CohortError(f"{file} is no text: it holds a NUL")
     found: dict[str, Asked] = {}
+    repeated = 0
     for line, value in _values(file, text, column):
         if len(value) > _LONGEST[column] or _ILLEGAL.search(value):
             raise CohortError(
                 f"{file}, line {line}: no {column} has more than {_LONGEST[column]} characters, or one of \\ * ?"
             )
+        repeated += value in found
         found.setdefault(value, Asked(line, value))
     if not found:
         raise CohortError(f"{file} holds no {column}")
-    return tuple(found.values())
+    return tuple(found.values()), repeated
 
 
 def _values(file: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
@@ -180,7 +196,11 @@ def _values(file: Path, text: str, column: str) -> Iterator[tuple[int, str]]:
     if len(names) > 1 and column not in names:
         raise CohortError(f"{file} has columns, and none of them is called {column}")
     place = names.index(column) if column in names else None
-    for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
+    for number, line in enumerate(lines, start=1):
+        try:  # each by itself: a quote that nobody closes shall not swallow the lines after it
+            cells = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+        except csv.Error as error:
+            raise CohortError(f"{file}, line {number} is no line of CSV: {error}") from error
         if not cells or cells[0].startswith("#") or (place is not None and [c.strip().lower() for c in cells] == names):
             continue
         value = cells[place or 0].strip() if len(cells) > (place or 0) else ""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.archive import Archive
+from dicom_node.claims import Claims
 from dicom_node.database import Database
 from dicom_node.domain import LostLeaseError
 from dicom_node.leases import holder_name, kept_alive
@@ -109,6 +110,7 @@ class Fetching:
         self._settings = settings
         self._runs = Runs(database)
         self._studies = Studies(database)
+        self._screenings = Claims(database)
         self._database = database
         self._retriever = retriever
         self._clock = clock
@@ -120,6 +122,8 @@ class Fetching:
         """A study of a run that is due is fetched, or it is known why not; returns how many studies that were."""
         settings, now = self._settings, self._clock()
         if night(now, settings.retrospective) is None:  # the sweep may not have looked since the window closed
+            return 0
+        if self._screenings.live_waits():  # fetching costs the machine what screening needs
             return 0
         claim = self._studies.claim(holder_name(), settings.lease_s, settings.retrospective, now)
         if claim is None:

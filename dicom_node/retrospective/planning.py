@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, delete, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from dicom_node.domain import RunState, StudyState
-from dicom_node.retrospective.query import finder
+from dicom_node.retrospective.query import QueryError, finder
 from dicom_node.retrospective.runs import RunError
 from dicom_node.retrospective.tables import RunDayRow, RunRow, RunStudyRow
 from dicom_node.retrospective.window import hours_of_window
@@ -35,6 +35,7 @@ _LOOKED_AT = 5000  # of the latest images and studies, for means
 _ASSUMED_BYTES = 10_000_000
 _ASSUMED_IMAGES = 1.3  # of a study
 _ASSUMED_SECONDS = 2.0  # to fetch a study
+_LONGEST_LINES = 64  # characters of `asked_for`
 NOT_FOUND = "not_found"
 _NAME = re.compile(r"[^\W_][\w .+-]{0,63}")
 
@@ -49,10 +50,14 @@ class Plan:
         Studies by day (DA).
     not_found
         Lines of the cohort's file of which the PACS knows nothing.
+    unanswered
+        Lines of which the PACS does not tell all.
+    repeated
+        Lines that name what an earlier one does.
     skipped
         Answers of the PACS that could not be used.
     already_screened
-        Studies with an image of which the active release has an answer already.
+        Studies of whose images, as far as they stand in the ledger, the active release has all answers already.
     gigabytes, hours
         To be fetched, and to fetch them: hours of the window.
     basis
@@ -65,6 +70,8 @@ class Plan:
     studies: int
     instances: int | None
     not_found: int
+    unanswered: int
+    repeated: int
     skipped: int
     already_screened: int
     gigabytes: float
@@ -108,7 +115,7 @@ def plan(
     with database.write() as session:
         session.get_one(RunRow, run_id).state = RunState.PLANNED
     with database.read() as session:
-        return _told(session, settings, session.get_one(RunRow, run_id), skipped)
+        return _told(session, settings, session.get_one(RunRow, run_id), skipped, criteria.repeated)
 
 
 def _prepared(
@@ -157,18 +164,17 @@ def _plan_days(
         text = f"{day:%Y%m%d}"
         if text not in done:
             found = asked.studies_of_day(day, criteria)
+            known = [study.instances for study in found if study.instances is not None]
+            told = {
+                "run_id": run_id,
+                "day": text,
+                "studies": len(found),
+                "instances": sum(known) if len(known) == len(found) else None,
+                "planned_at": datetime.now(UTC),
+            }
             with database.write() as session:
-                _insert(session, [_row(settings, run_id, study) for study in found])
-                known = [study.instances for study in found if study.instances is not None]
-                session.add(
-                    RunDayRow(
-                        run_id=run_id,
-                        day=text,
-                        studies=len(found),
-                        instances=sum(known) if len(known) == len(found) else None,
-                        planned_at=datetime.now(UTC),
-                    )
-                )
+                _insert(session, RunStudyRow, [_row(settings, run_id, study) for study in found])
+                _insert(session, RunDayRow, [told])
         on_step(number, len(days))
 
 
@@ -183,23 +189,49 @@ def _plan_lists(
     keyword = "AccessionNumber" if criteria.accessions else "PatientID"
     values = criteria.accessions or criteria.patients
     for number, (line, value) in enumerate(values, start=1):
-        found = asked.studies_of(keyword, value, criteria)
-        rows = [_row(settings, run_id, study) | {"asked_for": f"line {line}"} for study in found]
-        with database.write() as session:
-            if rows:
-                _insert(session, rows)
-            elif not session.scalar(select(RunStudyRow.id).filter_by(run_id=run_id, asked_for=f"line {line}").limit(1)):
-                session.add(
-                    RunStudyRow(
-                        run_id=run_id,
-                        asked_for=f"line {line}",
-                        state=StudyState.FAILED,
-                        reason=NOT_FOUND,
-                        detail=f"the PACS has no such study with {' or '.join(criteria.modalities)} in it",
-                        ended_at=datetime.now(UTC),
-                    )
-                )
+        try:
+            found = asked.studies_of(keyword, value, criteria)
+        except QueryError as error:
+            if not (error.of_one and error.permanent):
+                raise
+            with database.write() as session:
+                _end_line(session, run_id, line, error.reason, str(error))
+        else:
+            with database.write() as session:
+                _plan_line(session, run_id, line, [_row(settings, run_id, study) for study in found], criteria)
         on_step(number, len(values))
+
+
+def _plan_line(session: Session, run_id: int, line: int, rows: list[dict[str, Any]], criteria: Criteria) -> None:
+    if not rows:
+        told = f"the PACS has no such study with {' or '.join(criteria.modalities)} in it"
+        _end_line(session, run_id, line, NOT_FOUND, told)
+        return
+    asked_for = f"line {line}"
+    session.execute(delete(RunStudyRow).where(*_without_study(run_id), RunStudyRow.asked_for == asked_for))
+    _insert(session, RunStudyRow, [row | {"asked_for": asked_for} for row in rows])
+    for study in session.scalars(
+        select(RunStudyRow).where(
+            RunStudyRow.run_id == run_id,
+            RunStudyRow.study_instance_uid.in_([row["study_instance_uid"] for row in rows]),
+        )
+    ):
+        lines = (study.asked_for or "").split(", ")
+        if asked_for not in lines and len(told := ", ".join([*lines, asked_for])) <= _LONGEST_LINES:
+            study.asked_for = told
+
+
+def _end_line(session: Session, run_id: int, line: int, reason: str, told: str) -> None:
+    """The line has its outcome, once, without a study."""
+    row = session.scalar(select(RunStudyRow).where(*_without_study(run_id), RunStudyRow.asked_for == f"line {line}"))
+    if row is None:
+        row = RunStudyRow(run_id=run_id, asked_for=f"line {line}", state=StudyState.FAILED)
+        session.add(row)
+    row.reason, row.detail, row.ended_at = reason, told[:400], datetime.now(UTC)
+
+
+def _without_study(run_id: int) -> tuple[ColumnElement[bool], ...]:
+    return RunStudyRow.run_id == run_id, RunStudyRow.study_instance_uid.is_(None)
 
 
 def _row(settings: Settings, run_id: int, study: FoundStudy) -> dict[str, Any]:
@@ -220,15 +252,15 @@ def _row(settings: Settings, run_id: int, study: FoundStudy) -> dict[str, Any]:
     }
 
 
-def _insert(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """The studies stand in the run; those that stand already are left as they are."""
+def _insert(session: Session, table: type[RunStudyRow | RunDayRow], rows: Sequence[dict[str, Any]]) -> None:
+    """The rows stand in the run; those that stand already are left as they are."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement = insert(RunStudyRow).on_conflict_do_nothing(index_elements=["run_id", "study_instance_uid"])
+    statement = insert(table).on_conflict_do_nothing()
     for start in range(0, len(rows), _CHUNK):
         session.execute(statement, rows[start : start + _CHUNK])
 
 
-def _told(session: Session, settings: Settings, run: RunRow, skipped: int) -> Plan:
+def _told(session: Session, settings: Settings, run: RunRow, skipped: int, repeated: int) -> Plan:
     of_run = RunStudyRow.run_id == run.id
     with_uid = RunStudyRow.study_instance_uid.is_not(None)
     per_day = (
@@ -239,7 +271,8 @@ def _told(session: Session, settings: Settings, run: RunRow, skipped: int) -> Pl
     )
     counts = {day or "unknown": count for day, count in session.execute(per_day).tuples()}
     studies = sum(counts.values())
-    unknown = session.scalar(select(func.count()).where(of_run, RunStudyRow.study_instance_uid.is_(None))) or 0
+    by_reason = select(RunStudyRow.reason, func.count()).where(*_without_study(run.id)).group_by(RunStudyRow.reason)
+    lines = dict(session.execute(by_reason).tuples().all())
     told = (
         session.execute(select(func.sum(RunStudyRow.instances), func.count(RunStudyRow.instances)).where(of_run))
         .tuples()
@@ -259,7 +292,9 @@ def _told(session: Session, settings: Settings, run: RunRow, skipped: int) -> Pl
         per_day=counts,
         studies=studies,
         instances=instances,
-        not_found=unknown,
+        not_found=lines.pop(NOT_FOUND, 0),
+        unanswered=sum(lines.values()),
+        repeated=repeated,
         skipped=skipped,
         already_screened=already,
         gigabytes=left * images * size / 1e9,
@@ -270,19 +305,22 @@ def _told(session: Session, settings: Settings, run: RunRow, skipped: int) -> Pl
 
 
 def _already_screened(session: Session, run_id: int) -> int:
-    """Studies of the run of which the active release has answered for an image that stands in the ledger."""
-    query = (
-        select(func.count(func.distinct(RunStudyRow.id)))
-        .join(InstanceRow, InstanceRow.study_instance_uid == RunStudyRow.study_instance_uid)
-        .join(ScreeningRow, ScreeningRow.instance_id == InstanceRow.id)
-        .join(ReleaseRow, ReleaseRow.id == ScreeningRow.release_id)
-        .where(
-            RunStudyRow.run_id == run_id,
-            ReleaseRow.active,
-            ScreeningRow.replaced_by.is_(None),
-            ScreeningRow.attempt > 0,
-            ScreeningRow.state.in_(("reported", "delivered", "withheld", "declined")),
-        )
+    """Studies of the run of which images stand in the ledger, all of them answered for by the active release."""
+    answered = exists().where(
+        ScreeningRow.instance_id == InstanceRow.id,
+        ScreeningRow.release_id.in_(select(ReleaseRow.id).where(ReleaseRow.active)),
+        ScreeningRow.replaced_by.is_(None),
+        ScreeningRow.attempt > 0,
+        ScreeningRow.state.in_(("reported", "delivered", "withheld", "declined")),
+    )
+    ruled_out = exists().where(
+        ScreeningRow.instance_id == InstanceRow.id, ScreeningRow.state == "declined", ScreeningRow.attempt == 0
+    )
+    of_study = InstanceRow.study_instance_uid == RunStudyRow.study_instance_uid
+    query = select(func.count(RunStudyRow.id)).where(
+        RunStudyRow.run_id == run_id,
+        exists().where(of_study, answered),
+        ~exists().where(of_study, ~answered, ~ruled_out),
     )
     return session.scalar(query) or 0
 

@@ -122,7 +122,9 @@ class Finder:
             keys["StudyDate"] = f"{criteria.first_day:%Y%m%d}-{criteria.last_day:%Y%m%d}"
         answers = self._transport.ask("STUDY", keys)
         if not answers.complete:
-            raise QueryError(f"{self._transport.name} does not tell all studies of one {keyword}")
+            raise QueryError(
+                f"{self._transport.name} does not tell all studies of one {keyword}", permanent=True, of_one=True
+            )
         found: dict[str, Answer] = {}
         for answer in answers.found:
             said = _first(answer, keyword)

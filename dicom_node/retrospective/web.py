@@ -102,7 +102,8 @@ class WebClient:
 
 
 def _kept(headers: httpx.Headers) -> dict[str, str]:
-    return {"Content-Type": headers.get("Content-Type", "")}  # the content was decoded already
+    """Those that are asked for later; the content was decoded already."""
+    return {name: headers[name] for name in ("Content-Type", "Warning") if name in headers}
 
 
 class Qido:
@@ -126,23 +127,24 @@ class Qido:
         found: dict[tuple[str, ...], Answer] = {}
         told = 0
         for _ in range(_MOST_PAGES):
-            answers = self._page(path, parameters, wanted, told, [*keys, identity])
-            if answers is None:
+            page = self._page(path, parameters, wanted, told, [*keys, identity])
+            if page is None:
                 return Answers(list(found.values()), complete=False)
+            answers, more = page
             before = len(found)
             for number, answer in enumerate(answers, start=told):
                 found.setdefault(answer.get(identity) or ("", str(number)), answer)
             told += len(answers)
-            if len(answers) < _SMALL_LIMIT:
+            if not answers or (len(answers) < _SMALL_LIMIT and not more):
                 return Answers(list(found.values()), complete=True)
             if len(found) == before:  # it begins anew, whatever the offset: perhaps with all that it has
-                return Answers(list(found.values()), complete=len(answers) < _PAGE)
+                return Answers(list(found.values()), complete=len(answers) < _PAGE and not more)
         raise QueryError(f"{self.name} does not end its answers to one query")
 
     def _page(
         self, path: str, parameters: Mapping[str, str], wanted: list[str], offset: int, keywords: list[str]
-    ) -> list[Answer] | None:
-        """The answers from `offset` on; None where the server says that they would be too many."""
+    ) -> tuple[list[Answer], bool] | None:
+        """The answers from `offset` on, and whether there are more; None where the server says that it is too much."""
         asked = {**parameters, "limit": str(_PAGE), "offset": str(offset)}
         if wanted:
             asked["includefield"] = ",".join(wanted)
@@ -153,14 +155,16 @@ class Qido:
                 return None
             raise
         if response.status_code == httpx.codes.NO_CONTENT or not response.content:
-            return []
+            return [], False
         try:
             told = response.json()
         except ValueError as error:
             raise QueryError(f"{self.name} (DICOMweb) answered a query with what is no JSON") from error
         if not isinstance(told, list):
             raise QueryError(f"{self.name} (DICOMweb) answered a query with JSON that is no list")
-        return [_read(one, keywords) for one in told]
+        # PS3.18 8.3.4.4: a server that gives fewer answers than it has says so.
+        more = response.headers.get("Warning", "").startswith("299")
+        return [_read(one, keywords) for one in told], more
 
 
 def _resource(level: str, keys: dict[str, str]) -> tuple[str, dict[str, str]]:

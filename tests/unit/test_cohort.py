@@ -52,12 +52,15 @@ def test_a_modality_that_is_none_is_told(modality):
         ("id;Accession_Number\n1;A1\n2;\n3;A2\n", [(2, "A1"), (4, "A2")]),
         ("﻿A1\r\nA2\r\n", [(1, "A1"), (2, "A2")]),
         ("accession_number\nA1\n", [(2, "A1")]),
+        ('name,accession_number\n"DOE, J","A1"\n', [(2, "A1")]),
     ],
 )
 def test_a_file_of_accession_numbers_is_read_and_each_counts_once(tmp_path, content, values):
     file = tmp_path / "list.csv"
     file.write_bytes(content.encode())
-    assert read_values(file, "accession_number") == tuple(Asked(*one) for one in values)
+    read, repeated = read_values(file, "accession_number")
+    assert read == tuple(Asked(*one) for one in values)
+    assert repeated == content.count(" A1 ")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,8 @@ def test_a_file_of_accession_numbers_is_read_and_each_counts_once(tmp_path, cont
         (b"A1\\A2\n", "line 1"),
         (b"A\xff\xfe", "not UTF-8 text, at byte 1"),
         (b"A\0B", "holds a NUL"),
+        (b'A1\n"A2\nA3\n', "line 2 is no line of CSV"),
+        (b"A1\n" + b"A" * 200_000, "line 2 is no line of CSV: field larger"),
         (b"name,age\nx,1\n", "none of them is called accession_number"),
     ],
 )
@@ -97,8 +102,10 @@ def test_what_the_ledger_keeps_is_the_same_cohort():
 
 def test_without_identities_the_ledger_keeps_no_list_and_says_so():
     told = Criteria(accessions=(Asked(1, "A1"), Asked(2, "A2"))).as_json(identity=False)
-    assert told["accessions"] == 2
+    assert told["accessions"]["count"] == 2
     assert "A1" not in str(told)
+    other = Criteria(accessions=(Asked(1, "A1"), Asked(2, "A3"))).as_json(identity=False)
+    assert other != told
     with pytest.raises(CohortError, match="given once more"):
         Criteria.from_json(told)
 

@@ -230,3 +230,15 @@ def test_a_study_at_hand_is_given_back_when_the_node_is_stopped(desk):
     node.courier.brings = False
     assert node.fetching.fetch_next(stopped) == 1
     assert (node.night.study(1).state, node.night.study(1).attempts) == ("found", 0)
+
+
+def test_nothing_is_fetched_while_a_live_image_waits_for_a_worker(desk):
+    node = desk(nightly=True)
+    node.clock.to("2026-01-10 22:00")
+    node.runs.decide(node.settings, node.clock.now)
+    node.fetching.plan_next(WAIT)
+    node.runs.decide(node.settings, node.clock.now)
+    node.night.arrive("1.2.99.1")
+    assert node.fetching.fetch_next(WAIT) == 0
+    node.night.screen()
+    assert node.fetching.fetch_next(WAIT) == 1

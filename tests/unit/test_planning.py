@@ -24,6 +24,7 @@ class Archive:
 
     def __init__(self, per_day=2, fails_on=None):
         self.per_day, self.fails_on, self.asked, self.skipped = per_day, fails_on, [], 0
+        self.numbers, self.cut_off = {"A1": 1, "A2": 2, "P1": 1}, ()
 
     @contextmanager
     def __call__(self, peer, settings):
@@ -36,7 +37,9 @@ class Archive:
         return [self.study(day, number) for number in range(self.per_day)]
 
     def studies_of(self, keyword, value, criteria):
-        number = {"A1": 1, "A2": 2, "P1": 1}.get(value)
+        if value in self.cut_off:
+            raise QueryError("pacs does not tell all", permanent=True, of_one=True)
+        number = self.numbers.get(value)
         return [] if number is None else [self.study(date(2026, 3, 1), number)]
 
     @staticmethod
@@ -116,6 +119,50 @@ def test_a_line_of_a_list_that_the_pacs_does_not_know_has_an_outcome(night):
     assert told == {"line 1": ("found", None), "line 2": ("failed", "not_found"), "line 5": ("found", None)}
 
 
+def test_a_line_that_is_found_later_has_one_outcome(night):
+    wanted, archive = Criteria(accessions=(Asked(1, "A1"), Asked(2, "A7"))), Archive()
+    planned(night.database, archive, criteria=wanted)
+    archive.numbers["A7"] = 7
+    found = planned(night.database, archive, criteria=wanted)
+    assert (found.studies, found.not_found) == (2, 0)
+    assert {row.asked_for: row.state for row in rows(night.database, RunStudyRow)} == {
+        "line 1": "found",
+        "line 2": "found",
+    }
+
+
+def test_lines_that_name_the_same_study_stand_at_it(night):
+    archive = Archive()
+    archive.numbers["P2"] = 1
+    wanted = Criteria(patients=(Asked(1, "P1"), Asked(3, "P2")))
+    for _ in range(2):
+        assert planned(night.database, archive, criteria=wanted).studies == 1
+        assert [row.asked_for for row in rows(night.database, RunStudyRow)] == ["line 1, line 3"]
+
+
+def test_a_line_of_which_the_pacs_never_tells_all_fails_alone(night):
+    archive = Archive()
+    archive.cut_off = ("A1",)
+    found = planned(night.database, archive, criteria=Criteria(accessions=(Asked(1, "A1"), Asked(2, "A2")), repeated=3))
+    assert (found.studies, found.not_found, found.unanswered, found.repeated) == (1, 0, 1, 3)
+    told = {row.asked_for: (row.state, row.reason) for row in rows(night.database, RunStudyRow)}
+    assert told == {"line 1": ("failed", "query"), "line 2": ("found", None)}
+
+
+def test_a_day_that_two_plans_ask_for_at_once_stands_once(night):
+    archive = Archive(per_day=2)
+    of_day = archive.studies_of_day
+
+    def overtaken(day, criteria):
+        archive.studies_of_day = of_day
+        planned(night.database)
+        return of_day(day, criteria)
+
+    archive.studies_of_day = overtaken
+    assert planned(night.database, archive).studies == 8
+    assert len(rows(night.database, RunDayRow)) == 4
+
+
 def test_with_identities_off_none_stands_in_the_ledger(night):
     wanted = Criteria(accessions=(Asked(1, "A1"),))
     planned(night.database, criteria=wanted, settings={"store_patient_identity": False})
@@ -130,6 +177,11 @@ def test_what_this_release_has_screened_is_told_and_not_counted_as_work(night):
     night.arrive("1.2.11.1")
     first = planned(night.database)
     assert first.already_screened == 1
+    night.arrive("1.2.10.2")  # of the same study, and without an answer
+    assert planned(night.database).already_screened == 0
+    night.screen()
+    night.screen()
+    assert planned(night.database).already_screened == 2
     assert planned(night.database, name="again", again=True).already_screened == 0
 
 

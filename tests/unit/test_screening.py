@@ -386,19 +386,19 @@ def test_a_film_that_was_claimed_when_the_release_changed_is_screened_by_the_new
 
 
 def test_what_a_lost_database_did_not_take_back_is_given_back_when_it_is_there_again(bench, monkeypatch):
-    give_back = bench.claims.give_back
+    give_back = bench.claims.give_back_all
 
     def lost(*_, **__):
         raise OperationalError("", {}, Exception())
 
-    monkeypatch.setattr(bench.claims, "give_back", lost)
+    monkeypatch.setattr(bench.claims, "give_back_all", lost)
     screener = bench.screener(FakeEnsemble(raising(OperationalError("", {}, Exception()))))
     with pytest.raises(OperationalError):
         screener.screen([bench.claim])
     assert bench.row().state == "claimed"
     screener.return_what_is_left()
     assert bench.row().state == "claimed"
-    monkeypatch.setattr(bench.claims, "give_back", give_back)
+    monkeypatch.setattr(bench.claims, "give_back_all", give_back)
     screener.return_what_is_left()
     assert (bench.row().state, bench.row().failures) == ("waiting", 0)
 

@@ -20,16 +20,18 @@ DAY = date(2026, 3, 1)
 
 @contextmanager
 def served(answer):
-    """A web server whose answers are `answer(path, parameters, headers) -> (status, content type, body)`."""
+    """A web server whose answers are `answer(path, parameters, headers) -> (status, content type, body[, headers])`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             split = urlsplit(self.path)
-            status, kind, body = answer(split.path, parse_qs(split.query), self.headers)
+            status, kind, body, *more = answer(split.path, parse_qs(split.query), self.headers)
             self.send_response(status)
             self.send_header("Content-Type", kind)
             if status in (301, 302):
                 self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+            for name, value in more[0].items() if more else ():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -107,6 +109,17 @@ def test_every_study_is_found_however_the_server_pages(count, limits):
     found = found_by(archive(count, **limits))
     assert len({study.study_instance_uid for study in found}) == count
     assert all(study.instances == 2 for study in found)
+
+
+def test_a_server_of_small_pages_is_believed_to_have_more_where_it_says_so():
+    whole = archive(33, most=10)
+
+    def answer(path, parameters, headers):
+        status, kind, body = whole(path, parameters, headers)
+        more = len(json.loads(body or b"[]")) == 10
+        return status, kind, body, *([{"Warning": '299 pacs: "There are additional results"'}] if more else [])
+
+    assert len(found_by(answer)) == 33
 
 
 def test_the_password_goes_along_and_no_answer_may_lead_it_elsewhere():
