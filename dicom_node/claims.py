@@ -16,11 +16,13 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 
 from dicom_node import predictions
 from dicom_node.bundle import parse_manifest
+from dicom_node.config import Worklist
 from dicom_node.domain import LostLeaseError, Prediction, Purpose, State
 from dicom_node.outbox import enqueue
 from dicom_node.releases import newest_thresholds
 from dicom_node.tables import InstanceRow, ReleaseRow, ScreeningRow, db_now
 from dicom_node.transitions import log_transition
+from dicom_node.worklist.arrivals import move_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,10 +70,11 @@ class Claim:
 
 
 class Claims:
-    """Queries and transitions of the screenings that workers hold."""
+    """Queries and transitions of the screenings that workers hold; `policy` says what moves a study up."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, policy: Worklist | None = None) -> None:
         self._database = database
+        self._policy = policy or Worklist()
 
     def explain(self, error: SQLAlchemyError) -> NodeError:
         """What an error of the database means, in one line that holds no row."""
@@ -203,6 +206,7 @@ class Claims:
             delivers = _delivers(session, claim)
             self._move(session, claim, State.PREDICTED, State.REPORTED if delivers else State.WITHHELD, **_RELEASED)
             enqueue(session, heatmap, destinations if delivers else (), screening_id=claim.screening_id)
+            move_up(session, claim.screening_id, self._policy)
             if notes:
                 screening = session.get_one(ScreeningRow, claim.screening_id)
                 session.get_one(InstanceRow, screening.instance_id).notes = list(notes)

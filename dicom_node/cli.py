@@ -75,7 +75,7 @@ def up(context: typer.Context) -> None:
 
 @app.command(hidden=True)
 def role(context: typer.Context, name: str) -> None:
-    """Run one child of `up` (listen, work, deliver, sweep, retrieve) or of `worker` (answer)."""
+    """Run one child of `up` (listen, work, deliver, sweep, retrieve, web) or of `worker` (answer)."""
     from dicom_node import roles
 
     settings, stop = context.obj.settings, roles.stop_on_signal()
@@ -87,8 +87,12 @@ def role(context: typer.Context, name: str) -> None:
         from dicom_node.retrospective import fetching
 
         fetching.retrieve(settings, stop)
+    elif name == "web":
+        from dicom_node.worklist import serving
+
+        serving.serve(settings, stop)
     else:
-        raise NodeError(f"no role {name!r}: it is listen, work, deliver, sweep, retrieve or answer")
+        raise NodeError(f"no role {name!r}: it is listen, work, deliver, sweep, retrieve, web or answer")
 
 
 @app.command()
@@ -128,6 +132,22 @@ def sweep(context: typer.Context) -> None:
 def retrieve_studies(context: typer.Context) -> None:
     """Service: fetch the studies of retrospective runs, while they are due."""
     _serve("retrieve", context)
+
+
+@app.command()
+def web(
+    context: typer.Context,
+    host: Annotated[
+        str | None, typer.Option(help="Address to serve on. Default: the setting.", show_default=False)
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port. Default: the setting.", show_default=False)] = None,
+) -> None:
+    """Serve the worklist's pages, the API and the metrics; `up` does so by itself."""
+    from dicom_node import roles, service
+
+    settings: Settings = context.obj.settings
+    asked = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    service.web(settings.with_web(asked), roles.stop_on_signal())
 
 
 def _serve(name: str, context: typer.Context) -> None:

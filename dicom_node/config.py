@@ -19,6 +19,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -143,6 +144,74 @@ class Retrospective(BaseModel):
         return value
 
 
+class Worklist(BaseModel):
+    """In which order radiologists are shown what waits for them, and how they get to the images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ageing_hours: float = Field(
+        4.0,
+        gt=0,
+        le=168,
+        description="A flagged study goes before what came at most so much earlier, never before more.",
+    )
+    targets: tuple[str, ...] = Field(
+        (), description="The questions whose flags move a study up, such as pneumonia; empty for all."
+    )
+    fixed_locations: tuple[str, ...] = Field(
+        (), description="Locations whose studies keep the order in which they came, as the worklist shows them."
+    )
+    disagreement_retracts: bool = Field(
+        False, description="Take a study's results back from the destinations when a person disagrees with them."
+    )
+    viewer_url: str = Field(
+        "",
+        pattern=r"^$|^https?://",
+        description="The site's viewer: a URL with {study_instance_uid}, {accession_number} or {patient_id} in it.",
+    )
+
+    def moves_up(self, target: str) -> bool:
+        """Whether a flag of this question moves a study up."""
+        return not self.targets or target in self.targets
+
+
+class Web(BaseModel):
+    """Where the worklist's pages are served, and how they are protected on their way."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to serve on; others than loopback need TLS or a reverse proxy.")
+    port: int = Field(8080, ge=0, le=65535, description="TCP port; 0: no pages are served.")
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificate and those that sign it.")
+    tls_key: Path | None = Field(None, description="PEM file of its private key.")
+    behind_proxy: bool = Field(
+        False, description="A reverse proxy with TLS stands before it and sets X-Forwarded-For and X-Forwarded-Proto."
+    )
+    session_hours: float = Field(12.0, gt=0, le=168, description="After so many hours a person logs in again.")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether browsers reach it by TLS."""
+        return self.tls_certificate is not None or self.behind_proxy
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_certificate else 'http'}://{host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Web:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        if not self.is_encrypted and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                f"host {self.host} is not this machine alone: passwords would go over the network as they are; "
+                "set tls_certificate and tls_key, or behind_proxy"
+            )
+        return self
+
+
 class Settings(BaseSettings):
     """Every setting of the node. Relative paths are taken from the working directory."""
 
@@ -178,6 +247,13 @@ class Settings(BaseSettings):
     retrospective: Retrospective = Field(
         Retrospective(), description="One [retrospective] table: when archives are screened, how politely; see below."
     )
+
+    worklist: Worklist = Field(
+        Worklist(),
+        description="One [worklist] table: the order of studies on screen, and the site's viewer; see below.",
+    )
+
+    web: Web = Field(Web(), description="One [web] table: where the worklist's pages are served; see below.")
 
     accept_for_processing: bool = Field(False, description="Screen Digital X-Ray Image Storage - For Processing too.")
     keep_declined: bool = Field(False, description="Keep the bytes of declined instances in the archive.")
@@ -254,6 +330,18 @@ class Settings(BaseSettings):
     def sources(self) -> tuple[Peer, ...]:
         """The peers that retrospective runs can fetch from."""
         return tuple(peer for peer in self.peers if peer.retrieve)
+
+    def with_web(self, changed: dict[str, Any]) -> Settings:
+        """The same settings with other values of [web].
+
+        Raises
+        ------
+        SettingsError
+        """
+        try:
+            return self.model_copy(update={"web": Web.model_validate(self.web.model_dump() | changed)})
+        except ValidationError as error:
+            raise SettingsError(" ".join(error.errors()[0]["msg"].split())) from error
 
     @property
     def database_dsn(self) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -21,6 +24,8 @@ from dicom_node.ledger import Received
 from dicom_node.uids import IMPLEMENTATION_CLASS_UID
 
 if TYPE_CHECKING:
+    from datetime import tzinfo
+
     from pydicom.tag import BaseTag
 
     from dicom_node.archive import Archive
@@ -37,6 +42,8 @@ _UID = re.compile(r"[0-9.]{1,64}")
 _AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5 6.2, AS
 _PER_YEAR = {"D": 365, "W": 52, "M": 12, "Y": 1}
 _DATE = re.compile(r"\d{8}")
+_DATE_TIME = re.compile(r"\d{14}")
+_OFFSET = re.compile(r"([+-])([01]\d)([0-5]\d)")
 _PIXELS = 0x7FE00008  # Float Pixel Data, the first of PS3.3 C.7.6.24's kinds of pixels
 # Of an object that is declined by its class, what admission and the ledger ask for ends before group 0040, where the
 # tree of a report stands.
@@ -136,6 +143,8 @@ class Intake:
             study_date=_text(header, "StudyDate")[:8] if identity else None,
             patient_sex=_text(header, "PatientSex")[:16] if identity else None,
             patient_age=age_in_years(header) if identity else None,
+            acquired_at=acquired_at(header, ZoneInfo(settings.retrospective.time_zone)) if identity else None,
+            location=location(header),
             manufacturer=_text(header, "Manufacturer")[:64],
             model_name=_text(header, "ManufacturerModelName")[:64],
             origin=arrival.origin,
@@ -182,6 +191,26 @@ def age_in_years(header: Dataset) -> int | None:
     if not (_DATE.fullmatch(born) and _DATE.fullmatch(seen)) or seen < born:
         return None
     return int(seen[:4]) - int(born[:4]) - (seen[4:] < born[4:])
+
+
+def acquired_at(header: Dataset, site: tzinfo) -> datetime | None:
+    """When the image was taken, else the study begun; in the header's own time zone, else the site's; or None."""
+    offset = _OFFSET.fullmatch(_text(header, "TimezoneOffsetFromUTC"))
+    zone = timezone(int(offset[1] + "1") * timedelta(hours=int(offset[2]), minutes=int(offset[3]))) if offset else site
+    for text in (
+        _text(header, "AcquisitionDateTime"),
+        *(_text(header, f"{of}Date") + _text(header, f"{of}Time") for of in ("Acquisition", "Content", "Study")),
+    ):
+        if found := _DATE_TIME.match(text):
+            with suppress(ValueError, OverflowError):  # a 13th month
+                return datetime.strptime(found[0], "%Y%m%d%H%M%S").replace(tzinfo=zone).astimezone(UTC)
+    return None
+
+
+def location(header: Dataset) -> str:
+    """Where the patient was, by Current Patient Location, else by the department or the station that took the image."""
+    keywords = ("CurrentPatientLocation", "InstitutionalDepartmentName", "StationName")
+    return next(filter(None, (_text(header, keyword)[:64] for keyword in keywords)), "")
 
 
 def _part10(arrival: Arrival) -> bytes:

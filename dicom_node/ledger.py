@@ -39,8 +39,11 @@ from dicom_node.tables import (
     storable,
 )
 from dicom_node.transitions import OWN, log_transition
+from dicom_node.worklist.arrivals import arrive
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.orm import Session
 
@@ -54,7 +57,8 @@ if TYPE_CHECKING:
 class Received:
     """What is known of one instance when it arrives. `file` is None where its bytes were not kept.
 
-    `patient_age` is in years; `senders` names the peers of the settings by whose AE title it came.
+    `patient_age` is in years, `location` where the patient was; `senders` names the peers of the settings by whose AE
+    title it came.
     """
 
     sop_instance_uid: str
@@ -74,6 +78,8 @@ class Received:
     study_date: str | None = None
     patient_sex: str | None = None
     patient_age: int | None = None
+    acquired_at: datetime | None = None
+    location: str = ""
     manufacturer: str = ""
     model_name: str = ""
     origin: Origin = Origin.SENT
@@ -220,6 +226,8 @@ class Ledger:
             log_transition(session, screening.id, None, state, 0)
             if asked is not None:
                 land(session, asked, received, screening.id)
+            else:
+                arrive(session, received)
             return "new", state is State.WAITING and asked is None
 
     def _active_release(self, session: Session) -> int:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ROLES = ("listen", "work", "deliver", "sweep")
 RETRIEVE = "retrieve"  # where a peer is a source of retrospective runs
+WEB = "web"  # where pages are served
 READY_LINE = "the node is up"
 _LOCK_FILE = "node.lock"
 _READY_TIMEOUT_S = 120.0
@@ -59,8 +60,8 @@ def up(settings: Settings, config: Path | None) -> None:
     stop = stop_on_signal()
     with locked(settings, alone=True):
         _prepare(settings)
-        roles = (*ROLES, RETRIEVE) if settings.sources else ROLES
-        children = [supervisor.Child(role, config) for role in roles]
+        further = [role for role, wanted in ((RETRIEVE, settings.sources), (WEB, settings.web.port)) if wanted]
+        children = [supervisor.Child(role, config) for role in (*ROLES, *further)]
         try:
             for child in children:
                 child.start()

@@ -186,6 +186,15 @@ def retrieve(settings: Settings, stop: threading.Event) -> None:
             ringer.close()
 
 
+def web(settings: Settings, stop: threading.Event) -> None:
+    """Serve the worklist's pages until told to stop; beside an embedded node too, whose ledger and archive it reads."""
+    from dicom_node.worklist import serving
+
+    with closing(Database(settings.database_dsn)) as database:
+        if database.await_ready(stop):
+            serving.serve(settings, stop)
+
+
 def worker(settings: Settings, config: Path | None, devices: Sequence[str], stop: threading.Event) -> None:
     """One process for each device, started again when it dies, until told to stop.
 

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-import dicom_node.retrospective.tables  # noqa: F401 - its tables are in the metadata
+import dicom_node.retrospective.tables
+import dicom_node.worklist.tables  # noqa: F401 - so are these
 from dicom_node.tables import Base
 
 

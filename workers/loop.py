@@ -35,7 +35,8 @@ def work(settings: Settings, stop: threading.Event) -> None:
     ensemble = load_active(settings, database)
     watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
     with decoders(settings) as children:
-        screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, children, settings, watch.step)
+        claims, archive = Claims(database, settings.worklist), Archive(settings.archive_dir)
+        screener = Screener(claims, archive, ensemble, children, settings, watch.step)
         announce_ready()
         while not stop.is_set():
             watch.step()

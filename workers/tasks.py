@@ -67,7 +67,8 @@ def answer_bells(settings: Settings, stop: threading.Event) -> None:
         (ensemble,) = loaded
         watch = Watch(settings.health_dir, WORKER, settings.step_timeout_s)
         children = decoders(settings)
-        screener = Screener(Claims(database), Archive(settings.archive_dir), ensemble, children, settings, watch.step)
+        claims, archive = Claims(database, settings.worklist), Archive(settings.archive_dir)
+        screener = Screener(claims, archive, ensemble, children, settings, watch.step)
         app = celery_app(settings.broker_dsn)
         bells = Bells(settings.broker_dsn)
         _register(app, screener, watch, Ear(bells.hanging))

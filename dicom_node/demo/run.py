@@ -82,10 +82,12 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
     node = Peer(name="node", ae_title=settings.ae_title, host=_LOOPBACK, port=free_port())
     with open_pacs(folder / "pacs", peers=[asking, node]) as pacs:
         peer = Peer(name="demo-pacs", ae_title=pacs.ae_title, host=pacs.host, port=pacs.port, destination=True)
-        config = _write_config(settings, peer, node.port, folder)
+        web = f"http://{_LOOPBACK}:{free_port()}"
+        config = _write_config(settings, peer, node.port, folder, web_port=int(web.rpartition(":")[2]))
         console.print(f"PACS: {pacs.name}, {pacs.ae_title} on {pacs.host}:{pacs.port}")
         with _running_node(config, folder / "node.log"):
             console.print(f"node: {node.ae_title} on {node.host}:{node.port}, log in {folder / 'node.log'}")
+            console.print(f"worklist: {web}; its log names the first administrator's link", soft_wrap=True)
             database = Database(_database_url(folder))
             sent = _send(node, sources, folder / "sent", console)
             summaries = _wait(sent, Ledger(database), Pacs(peer, ae_title=_SENDER, timeout_s=30.0), console)
@@ -108,6 +110,7 @@ def run(settings: Settings, *, images: Path | None, folder: Path, count: int) ->
         console.print("every result stands in the PACS")
     else:
         console.print("[bold red]results are missing in the PACS")
+    console.print(f"to look at them: dicom-node --config {folder / 'node.toml'} up, and {web}", soft_wrap=True)
     console.print("Research and decision support only: not a medical device.")
     return complete
 
@@ -116,7 +119,7 @@ def _database_url(folder: Path) -> str:
     return f"sqlite:///{folder / 'ledger.sqlite'}"
 
 
-def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Path:
+def _write_config(settings: Settings, peer: Peer, port: int, folder: Path, *, web_port: int) -> Path:
     """The node's settings as a file that `dicom-node --config` takes; JSON strings and numbers are TOML ones."""
     lines = {
         "ae_title": settings.ae_title,
@@ -132,6 +135,7 @@ def _write_config(settings: Settings, peer: Peer, port: int, folder: Path) -> Pa
     }
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
     given = peer.model_dump(mode="json", exclude_defaults=True)
+    text += f"\n[web]\nport = {web_port}\n"
     text += "\n[[peers]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in given.items())
     path = folder / "node.toml"
     path.write_text(text)

@@ -14,6 +14,7 @@ from dicom_node.domain import ObjectKind, Origin, Purpose, State, StudyState
 from dicom_node.retrospective.tables import RunInstanceRow, RunRow, RunStudyRow
 from dicom_node.tables import InstanceRow, ObjectRow, ReleaseRow, ScreeningRow
 from dicom_node.transitions import OWN, change_state, log_transition
+from dicom_node.worklist.arrivals import arrive
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -96,6 +97,7 @@ def make_live(session: Session, known: InstanceRow, received: Received) -> bool:
     was_delivering = own.delivers
     own.purpose, own.delivers = Purpose.LIVE, True
     session.flush()
+    arrive(session, received)
     if own.state in _NOT_ANSWERED:
         return True
     if own.state != State.WITHHELD or was_delivering:

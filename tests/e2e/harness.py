@@ -63,6 +63,7 @@ class Node:
             "bundle": self.bundle,
             "study_quiet_s": 0.2,
             "commit_timeout_s": 1.0,  # Orthanc reports to the node that it was told of last
+            "web": {"port": 0},
             **settings,
         }
         text = "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())

@@ -1,0 +1,1 @@
+"""The radiologist's worklist on screen, who may see it, and what people say of the results."""
