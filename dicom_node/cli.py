@@ -158,7 +158,7 @@ def _serve(name: str, context: typer.Context) -> None:
 
 @app.command()
 def health(
-    context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep|retrieve")]
+    context: typer.Context, name: Annotated[str, typer.Argument(metavar="listen|worker|deliver|sweep|retrieve|web")]
 ) -> None:
     """Say whether this machine's process of that name lives: exit status 0 or 1 (for container health checks)."""
     from dicom_node import watch
@@ -170,6 +170,10 @@ def health(
 
             Pacs.of_this_node(settings).echo()
             typer.echo(f"listen: {settings.ae_title} answers on port {settings.port}")
+        elif name == "web":
+            from dicom_node.worklist import health as of_web
+
+            typer.echo(of_web.check(settings.web))
         else:
             typer.echo(watch.check(settings.health_dir, name))
     except NodeError as error:

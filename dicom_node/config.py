@@ -187,6 +187,9 @@ class Web(BaseModel):
     behind_proxy: bool = Field(
         False, description="A reverse proxy with TLS stands before it and sets X-Forwarded-For and X-Forwarded-Proto."
     )
+    trusted_network: bool = Field(
+        False, description="Serve other addresses as it is: the network is a container's, published on loopback."
+    )
     session_hours: float = Field(12.0, gt=0, le=168, description="After so many hours a person logs in again.")
 
     @property
@@ -204,7 +207,7 @@ class Web(BaseModel):
     def _is_protected(self) -> Web:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together")
-        if not self.is_encrypted and self.host not in ("127.0.0.1", "::1", "localhost"):
+        if not self.is_encrypted and not self.trusted_network and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(
                 f"host {self.host} is not this machine alone: passwords would go over the network as they are; "
                 "set tls_certificate and tls_key, or behind_proxy"

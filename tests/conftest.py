@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from dicom_node.database import Database
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 # Of torch's threads, here and in every process that a test starts: one that waits for another sleeps. By default it
 # spins, and where a node's processes share two cores, loading its networks takes six times the processor time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# The same examples at every run, however long one takes; nothing of them is written to the working folder.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.load_profile("same")
 
 IN_CI = os.environ.get("CI") == "true"
 DCMTK = ("echoscu", "dcmsend", "storescu", "storescp", "findscu", "dcmdump", "dsrdump", "dcm2pnm", "dcmdjpeg")

@@ -172,7 +172,7 @@ def worklist(
     state = request.app.state
     cursor = Cursor.from_text(after) if after else None
     found = listing.page(state.database, asked, state.site, after=cursor, limit=limit)
-    state.accounts.audit(person.name, "worklist_asked", address(request))
+    state.accounts.audit(person.name, "worklist_seen", address(request))
     return Studies(
         studies=[Study(**_study(line)) for line in found.lines], next=found.after.as_text() if found.after else None
     )

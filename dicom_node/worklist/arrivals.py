@@ -19,6 +19,8 @@ from dicom_node.tables import InstanceRow, OutcomeRow, ScreeningRow, db_now, sto
 from dicom_node.worklist.tables import StudyRow, StudyWordRow
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy.orm import Session
 
     from dicom_node.config import Worklist
@@ -53,40 +55,49 @@ def arrive(session: Session, received: Received) -> None:
         study.acquired_at = study.acquired_at or received.acquired_at
         study.location = study.location or storable(received.location)
         return
+    _add(session, received, now, received.acquired_at, received.location)
+
+
+def _add(
+    session: Session, of: Received | InstanceRow, at: datetime, acquired_at: datetime | None, location: str
+) -> None:
+    """The study stands in the worklist; another association may bring its next image at this moment."""
     row = {
-        "study_instance_uid": received.study_instance_uid,
-        "arrived_at": now,
-        "acquired_at": received.acquired_at,
-        "due_at": now,
+        "study_instance_uid": of.study_instance_uid,
+        "arrived_at": at,
+        "acquired_at": acquired_at,
+        "due_at": at,
         "flagged": False,
-        "modality": storable(received.modality),
-        "location": storable(received.location),
-        "study_date": storable(received.study_date),
-        "patient_id": storable(received.patient_id),
-        "patient_name": storable(received.patient_name),
-        "accession_number": storable(received.accession_number),
+        "modality": storable(of.modality),
+        "location": storable(location),
+        "study_date": storable(of.study_date),
+        "patient_id": storable(of.patient_id),
+        "patient_name": storable(of.patient_name),
+        "accession_number": storable(of.accession_number),
     }
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    # Another association may bring the study's next image at this moment.
     study_id = session.scalar(insert(StudyRow).values(row).on_conflict_do_nothing().returning(StudyRow.id))
     if study_id is not None:
-        found_by = words(
-            storable(received.patient_name), storable(received.patient_id), storable(received.accession_number)
-        )
+        texts = (of.patient_name, of.patient_id, of.accession_number)
+        found_by = words(*(storable(text) for text in texts))
         session.add_all(StudyWordRow(word=word, study_id=study_id) for word in found_by)
+        session.flush()
 
 
 def move_up(session: Session, screening_id: int, policy: Worklist) -> None:
     """The study of a live screening shows what its images' newest screenings say, and goes up by it, never down."""
-    study = session.scalar(
-        select(StudyRow)
-        .join(InstanceRow, InstanceRow.study_instance_uid == StudyRow.study_instance_uid)
+    instance = session.scalar(
+        select(InstanceRow)
         .join(ScreeningRow, ScreeningRow.instance_id == InstanceRow.id)
         .where(ScreeningRow.id == screening_id, ScreeningRow.purpose == Purpose.LIVE)
-        .with_for_update(of=StudyRow)
     )
-    if study is None:
+    if instance is None:
         return
+    found = select(StudyRow).filter_by(study_instance_uid=instance.study_instance_uid).with_for_update()
+    study = session.scalar(found)
+    if study is None:  # a listener of an older version took the image
+        _add(session, instance, instance.received_at, None, "")
+        study = session.scalars(found).one()
     flagged = session.execute(
         select(OutcomeRow.target, OutcomeRow.probability)
         .join(ScreeningRow, ScreeningRow.id == OutcomeRow.screening_id)

@@ -182,6 +182,7 @@ def worklist(
 ) -> Response:
     """Studies in the order in which they should be read."""
     database = request.app.state.database
+    request.app.state.accounts.audit(person.name, "worklist_seen", address(request))
     return rendered(
         request,
         "worklist.html.j2",

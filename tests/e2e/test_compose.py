@@ -36,7 +36,7 @@ class Containers:
 
     def __init__(self, folder, postgres, database, pacs):
         self.folder = folder
-        self.redis_port, self.port = free_port(), free_port()
+        self.redis_port, self.port, self.web_port = free_port(), free_port(), free_port()
         self._postgres, self._database, self._pacs = postgres, database, pacs
         self.processes = {}
         for name in ("secrets", "data", "archive"):
@@ -55,6 +55,7 @@ class Containers:
             "redis://redis:6379": f"redis://127.0.0.1:{self.redis_port}",
             "redis-cli": f"redis-cli -p {self.redis_port}",
             "11112": str(self.port),
+            '"0.0.0.0", "trusted_network": true': f'"0.0.0.0", "trusted_network": true, "port": {self.web_port}',
             # With `set-proc-title`, Redis would hide what its command line was.
             "dir /data": f"dir {self.folder}/data\nbind 127.0.0.1\nport {self.redis_port}\nset-proc-title no",
             "/run/secrets": f"{self.folder}/secrets",

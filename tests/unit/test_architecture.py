@@ -19,7 +19,7 @@ MAY_IMPORT = {
         ),
     ),
     "workers": ("workers", "dicom_node", "training.models"),
-    "migrations": ("dicom_node.tables", "dicom_node.retrospective.tables"),
+    "migrations": tuple(f"dicom_node.{part}tables" for part in ("", "retrospective.", "worklist.")),
 }
 NEVER = {
     "dicom_node": {"torch", "torchvision", "safetensors"},

@@ -64,7 +64,7 @@ def test_the_migration_runs_once_and_every_process_of_ours_waits_for_it():
 
 def test_every_role_of_the_service_is_started():
     running = {words(service["command"])[0] for service in ours(LONG_RUNNING).values() if replicas(service)}
-    assert running == {"listen", "worker", "deliver", "sweep", "retrieve"}
+    assert running == {"listen", "worker", "deliver", "sweep", "retrieve", "web"}
 
 
 def test_the_gpu_worker_is_of_a_profile_and_a_doctor_in_it_examines_its_device():
@@ -115,9 +115,13 @@ def test_make_secrets_makes_every_secret_once_and_keeps_it(tmp_path):
     assert (tmp_path / "deploy/secrets").stat().st_mode & 0o777 == 0o700
 
 
-def test_only_the_dicom_port_is_published_and_on_the_loopback_the_viewer():
+def test_only_the_dicom_port_is_published_and_on_the_loopback_the_viewer_and_the_worklist():
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"listener": ["0.0.0.0:11112:11112"], "orthanc": ["127.0.0.1:8042:8042"]}
+    assert published == {
+        "listener": ["0.0.0.0:11112:11112"],
+        "orthanc": ["127.0.0.1:8042:8042"],
+        "web": ["127.0.0.1:8080:8080"],
+    }
 
 
 def test_database_broker_and_workers_have_no_way_out():

@@ -10,7 +10,7 @@ import typer.main
 from pydantic import SecretStr
 
 from dicom_node.cli import app
-from dicom_node.config import Peer, Retrospective, Settings, load
+from dicom_node.config import Peer, Retrospective, Settings, Web, Worklist, load
 from dicom_node.domain import DeclineReason, DeliveryState, State
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 def shown(value):
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if isinstance(value, (tuple, dict, Retrospective)) or value == "":
+    if isinstance(value, (tuple, dict, Retrospective, Web, Worklist)) or value == "":
         return ""
     return f"`{json.dumps(value) if isinstance(value, bool) else value}`"
 
@@ -49,9 +49,11 @@ def test_every_key_of_a_peer_stands_in_the_readme_with_its_default(name):
     assert f"| `{name}` | {shown_key(field)} | {field.description} |" in README
 
 
-@pytest.mark.parametrize("name", Retrospective.model_fields)
-def test_every_key_of_retrospective_runs_stands_in_the_readme_with_its_default(name):
-    field = Retrospective.model_fields[name]
+@pytest.mark.parametrize(
+    ("table", "name"), [(table, name) for table in (Retrospective, Worklist, Web) for name in table.model_fields]
+)
+def test_every_key_of_a_table_stands_in_the_readme_with_its_default(table, name):
+    field = table.model_fields[name]
     assert f"| `{name}` | {shown_key(field)} | {field.description} |" in README
 
 

@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from dicom_node import postgres
 from dicom_node.database import Database, UnreachableError
 from dicom_node.tables import Base
+from dicom_node.worklist.listing import Cursor, Filters, page
 
 FOLDER = Path(__file__).parents[2] / "migrations"
 
@@ -287,3 +288,46 @@ def test_an_upgrade_goes_on_when_the_long_transaction_ends(behind, monkeypatch):
         time.sleep(0.4)
     upgrade.join(10)
     behind.check_schema()
+
+
+def test_studies_that_are_known_already_come_into_the_worklist_as_read_and_can_be_found(empty):
+    empty.upgrade("0005")
+    computed, digital, report = (f"1.2.840.10008.5.1.4.1.1.{last}" for last in ("1", "1.1.1", "88.11"))
+    studies = {
+        1: (1, digital, "live"),
+        2: (1, digital, "live"),
+        3: (2, report, "live"),
+        4: (3, computed, "retrospective"),
+    }
+    with empty.write() as session:
+        connection = session.connection()
+        found = sa.MetaData()
+        found.reflect(connection)
+
+        def add(name, **values):
+            table = found.tables[name]
+            needed = {one.name: some(one, "1") for one in table.columns if not (one.nullable or one.primary_key)}
+            connection.execute(table.insert().values(needed | values))
+
+        add("releases", id=1)
+        for number, (study, sop_class, purpose) in studies.items():
+            add(
+                "instances",
+                id=number,
+                sop_instance_uid=f"1.2.{number}",
+                study_instance_uid=f"1.3.{study}",
+                sop_class_uid=sop_class,
+                patient_name="ROE^JO",
+                accession_number="A-7",
+            )
+            add("screenings", id=number, instance_id=number, purpose=purpose)
+        add("outcomes", screening_id=2, target="x", probability=0.75)
+    empty.upgrade()
+    (line,) = page(empty, Filters(read="read", text="roe a-7"), UTC).lines
+    study = line.study
+    assert (study.study_instance_uid, study.flagged, study.probability) == ("1.3.1", True, 0.75)
+    assert study.arrived_at == study.due_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert page(empty, Filters(), UTC).lines == []
+    after = Cursor(study.due_at, study.id)
+    assert page(empty, Filters(read="all"), UTC, after=after).lines == []
+    assert len(page(empty, Filters(read="all"), UTC, after=after._replace(study_id=study.id - 1)).lines) == 1
