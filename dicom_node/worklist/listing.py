@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, exists, func, literal, select, tuple_, update
+from sqlalchemy.orm import aliased
 
 from dicom_node.admission import SOP_CLASSES
 from dicom_node.domain import NodeError, State, TargetResult
@@ -242,13 +243,16 @@ def _conditions(filters: Filters, site: tzinfo) -> list[ColumnElement[bool]]:
         found.append(StudyRow.flagged.is_(filters.flagged))
     if filters.state is not None:
         found.append(_has_image_in(filters.state))
-    for word in words(filters.text)[:_MOST_WORDS]:
-        found.append(StudyRow.id.in_(_with_word(word)))
+    if sought := words(filters.text)[:_MOST_WORDS]:
+        found.append(StudyRow.id.in_(_with_words(sought)))
     return found
 
 
-def _with_word(word: str) -> Select[tuple[int]]:
-    return select(StudyWordRow.study_id).where(StudyWordRow.word >= word, StudyWordRow.word < word + _LAST)
+def _with_words(sought: Sequence[str]) -> Select[tuple[int]]:
+    """Studies with all the words, one query in another: so PostgreSQL may join the words before it looks at studies."""
+    row = aliased(StudyWordRow)
+    query = select(row.study_id).where(row.word >= sought[0], row.word < sought[0] + _LAST)
+    return query.where(row.study_id.in_(_with_words(sought[1:]))) if sought[1:] else query
 
 
 def _has_image_in(state: State) -> ColumnElement[bool]:

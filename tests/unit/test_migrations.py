@@ -320,8 +320,8 @@ def test_studies_that_are_known_already_come_into_the_worklist_as_read_and_can_b
                 patient_name="ROE^JO",
                 accession_number="A-7",
             )
-            add("screenings", id=number, instance_id=number, purpose=purpose)
-        add("outcomes", screening_id=2, target="x", probability=0.75)
+            add("screenings", id=number, instance_id=number, purpose=purpose, state="delivered")
+        add("outcomes", screening_id=2, target="x", probability=0.75, decision="flagged")
     empty.upgrade()
     (line,) = page(empty, Filters(read="read", text="roe a-7"), UTC).lines
     study = line.study
