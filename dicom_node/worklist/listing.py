@@ -158,16 +158,12 @@ def one(database: Database, study_instance_uid: str) -> Line | None:
 
 def locations(database: Database, most: int = 100) -> list[str]:
     """The locations of unread studies, for a filter: each found by one step in the index, however many studies wait."""
-    found: list[str] = []
+    unread = StudyRow.read_at.is_(None)
+    step = select(func.min(StudyRow.location).label("location")).where(unread).cte(recursive=True)
+    following = select(func.min(StudyRow.location)).where(unread, StudyRow.location > step.c.location)
+    step = step.union_all(select(following.scalar_subquery()).where(step.c.location.is_not(None)))
     with database.read() as session:
-        while len(found) < most:
-            query = select(func.min(StudyRow.location)).where(StudyRow.read_at.is_(None))
-            query = query.where(StudyRow.location > (found[-1] if found else ""))
-            following = session.scalar(query)
-            if following is None:
-                break
-            found.append(following)
-    return found
+        return list(session.scalars(select(step.c.location).where(step.c.location.is_not(None)).limit(most)))
 
 
 def mark_read(database: Database, study_instance_uid: str, by: str, now: datetime, *, read: bool = True) -> bool:

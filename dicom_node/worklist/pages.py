@@ -218,10 +218,11 @@ def _rows(request: Request, person: Person, asked: Filters, after: str) -> dict[
     told = repr(
         [(line.study.id, line.state, line.study.flagged, line.study.due_at, line.study.read_at) for line in found.lines]
     )
+    is_whole = cursor is None and found.after is None
     minute = datetime.now(UTC).strftime("%H%M")
     return {
         "lines": lines,
-        "count": listing.count(state.database, asked, state.site),
+        "count": len(found.lines) if is_whole else listing.count(state.database, asked, state.site),
         "query": urlencode(query),
         "after": after,
         "next": urlencode(query | {"after": found.after.as_text()}) if found.after else "",

@@ -14,7 +14,7 @@ _SHA256 = String(64)
 _NAME = String(64)
 # Compared byte by byte on every database: an index serves a search by how words begin.
 _BYTES = String(64).with_variant(VARCHAR(64, collation="C"), "postgresql")
-_UNREAD = text("read_at IS NULL")
+_UNREAD, _READ = text("read_at IS NULL"), text("read_at IS NOT NULL")
 
 
 class StudyRow(Base):
@@ -29,6 +29,7 @@ class StudyRow(Base):
         Index("ix_studies_unread", "due_at", "id", postgresql_where=_UNREAD, sqlite_where=_UNREAD),
         Index("ix_studies_unread_flagged", "flagged", "due_at", "id", postgresql_where=_UNREAD, sqlite_where=_UNREAD),
         Index("ix_studies_unread_location", "location", "due_at", "id", postgresql_where=_UNREAD, sqlite_where=_UNREAD),
+        Index("ix_studies_read", "due_at", "id", postgresql_where=_READ, sqlite_where=_READ),
         Index("ix_studies_due_at", "due_at", "id"),
     )
 

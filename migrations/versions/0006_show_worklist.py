@@ -50,6 +50,8 @@ def upgrade() -> None:
         ("ix_studies_unread_location", ["location", "due_at", "id"]),
     ):
         op.create_index(name, "studies", columns, postgresql_where=_UNREAD, sqlite_where=_UNREAD)
+    read = sa.text("read_at IS NOT NULL")
+    op.create_index("ix_studies_read", "studies", ["due_at", "id"], postgresql_where=read, sqlite_where=read)
     op.create_index("ix_studies_due_at", "studies", ["due_at", "id"])
     op.create_index(op.f("ix_studies_patient_id"), "studies", ["patient_id"])
     op.create_table(
