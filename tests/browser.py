@@ -77,7 +77,12 @@ class Browser:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-def find_browser() -> Browser | None:
+def find_program() -> str | None:
     """The machine's Chromium; None where there is none."""
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+def find_browser() -> Browser | None:
+    """The machine's Chromium by its command line; None where there is none."""
+    found = find_program()
     return None if found is None else Browser(found)

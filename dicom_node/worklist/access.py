@@ -65,9 +65,9 @@ def needs(role: Role) -> Callable[[Request], Awaitable[Person]]:
             )
         if not scheme and request.method not in _SAFE and not Accounts.is_csrf(found, await _given(request)):
             raise ForgedFormError
+        request.state.person = found
         if not found.role.allows(role):
             raise ForbiddenError(f"this needs the role {role}; {found.name} is {found.role}")
-        request.state.person = found
         return found
 
     person.role = role  # type: ignore[attr-defined]

@@ -213,7 +213,10 @@ def set_read(request: Request, person: Reader, uid: Uid, wanted: ReadState) -> S
 @router.get("/studies/{uid}/feedback", responses=_ERRORS, dependencies=[Depends(needs(Role.READER))])
 def said(request: Request, uid: Uid) -> list[Given]:
     """All that was said of the study, the newest first."""
-    found = feedback.history(request.app.state.database, uid)
+    database = request.app.state.database
+    if listing.one(database, uid) is None:
+        raise UnknownStudyError("no such study stands in the worklist")
+    found = feedback.history(database, uid)
     return [
         Given(
             verdict=one.verdict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response
 
 from dicom_node import __version__
 from dicom_node.domain import NodeError, place_of
+from dicom_node.retrospective.runs import RunError
 from dicom_node.worklist import api, operations, pages, people, study_pages
 from dicom_node.worklist.access import ForbiddenError, ForgedFormError, NotSignedInError
 from dicom_node.worklist.accounts import Accounts, TooManyTriesError
@@ -27,8 +30,6 @@ from dicom_node.worklist.wording import FILTERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    from starlette.responses import Response
 
     from dicom_node.config import Settings
     from dicom_node.database import Database
@@ -49,6 +50,9 @@ _HEADERS = {
 }
 _HSTS = "max-age=31536000"
 _LARGEST_FORM = 64 << 10
+_LENGTH = re.compile(r"\d{1,9}", re.ASCII)
+_LONGEST_AFTER = 2000
+_GONE = 499  # of a browser that does not wait for the answer
 
 
 def make_app(settings: Settings, database: Database, pictures: Pictures) -> FastAPI:
@@ -91,14 +95,13 @@ def _templates() -> Environment:
 async def _protected(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """The answer, with the headers that every answer carries; a form that is too long is not read."""
     length = request.headers.get("Content-Length", "0")
-    if (
-        not length.isdecimal()
-        or int(length) > _LARGEST_FORM
-        or "chunked" in request.headers.get("Transfer-Encoding", "")
-    ):
+    if not _LENGTH.fullmatch(length) or int(length) > _LARGEST_FORM or "Transfer-Encoding" in request.headers:
         response: Response = JSONResponse({"error": "too_large", "message": "the request is too long"}, 413)
     else:
-        response = await call_next(request)
+        try:
+            response = await call_next(request)
+        except Exception as error:  # else the server would answer without the headers, and log what the error says
+            response = Response(status_code=_GONE) if await request.is_disconnected() else _told(request, error)
     response.headers.update(_HEADERS)
     if not request.url.path.startswith("/static/"):
         response.headers.setdefault("Cache-Control", "no-store")
@@ -113,7 +116,8 @@ def _told(request: Request, error: Exception) -> Response:
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         if request.headers.get("HX-Request"):  # a part of a page: the whole page goes to the log-in form
             return HTMLResponse("", 401, {"HX-Redirect": "/"})
-        after = "" if request.method != "GET" or asked == "/" else "?" + urlencode({"after": asked}, quote_via=quote)
+        comes_back = request.method == "GET" and asked != "/" and len(asked) <= _LONGEST_AFTER
+        after = "?" + urlencode({"after": asked}, quote_via=quote) if comes_back else ""
         return RedirectResponse("/" + after, 303)
     status, reason, message = _meaning(request, error)
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyTriesError) else {}
@@ -134,6 +138,8 @@ def _meaning(request: Request, error: Exception) -> tuple[int, str, str]:
     if isinstance(error, RequestValidationError):
         places = ", ".join(sorted({str(one["loc"][-1]) for one in error.errors()}))
         return 422, "invalid", f"this cannot be used as it is: {places}"
+    if isinstance(error, DataError):  # PostgreSQL takes no NUL
+        return 422, "invalid", "a value cannot be used as it is"
     if isinstance(error, SQLAlchemyError):
         told = request.app.state.database.explain(error)
         log.warning("%s", told)
@@ -147,6 +153,7 @@ _STATUS: dict[type[Exception], int] = {
     ForbiddenError: 403,
     ForgedFormError: 403,
     TooManyTriesError: 429,
+    RunError: 404,
 }
 
 

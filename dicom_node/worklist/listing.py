@@ -112,6 +112,7 @@ class Line:
     state: State | None = None
     reason: str | None = None
     images: int = 0
+    has_picture: bool = False
     results: Sequence[TargetResult] = field(default=())
 
     @property
@@ -178,7 +179,13 @@ def mark_read(database: Database, study_instance_uid: str, by: str, now: datetim
 def lines_of(session: Session, studies: Sequence[StudyRow]) -> list[Line]:
     """The studies with what the ledger says of their images now: two queries, whatever their number."""
     screenings = session.execute(
-        select(InstanceRow.study_instance_uid, ScreeningRow.id, ScreeningRow.state, ScreeningRow.reason)
+        select(
+            InstanceRow.study_instance_uid,
+            ScreeningRow.id,
+            ScreeningRow.state,
+            ScreeningRow.reason,
+            InstanceRow.path.is_not(None) & InstanceRow.sop_class_uid.in_(SOP_CLASSES),
+        )
         .join(ScreeningRow, ScreeningRow.instance_id == InstanceRow.id)
         .where(
             InstanceRow.study_instance_uid.in_([study.study_instance_uid for study in studies]),
@@ -187,10 +194,10 @@ def lines_of(session: Session, studies: Sequence[StudyRow]) -> list[Line]:
         )
         .order_by(ScreeningRow.id)
     ).tuples()
-    by_study: dict[str, list[tuple[int, State, str | None]]] = {}
-    for uid, screening_id, state, reason in screenings:
-        by_study.setdefault(uid, []).append((screening_id, State(state), reason))
-    ids = [screening_id for own in by_study.values() for screening_id, _, _ in own]
+    by_study: dict[str, list[_Own]] = {}
+    for uid, screening_id, state, reason, is_kept in screenings:
+        by_study.setdefault(uid, []).append(_Own(screening_id, State(state), reason, is_kept))
+    ids = [one.screening_id for own in by_study.values() for one in own]
     outcomes: dict[int, list[OutcomeRow]] = {}
     for row in session.scalars(
         select(OutcomeRow)
@@ -201,16 +208,24 @@ def lines_of(session: Session, studies: Sequence[StudyRow]) -> list[Line]:
     return [_line(study, by_study.get(study.study_instance_uid, []), outcomes) for study in studies]
 
 
-def _line(
-    study: StudyRow, own: Sequence[tuple[int, State, str | None]], outcomes: Mapping[int, Sequence[OutcomeRow]]
-) -> Line:
-    states = {state for _, state, _ in own}
+class _Own(NamedTuple):
+    """An image's own screening, and whether the image is kept."""
+
+    screening_id: int
+    state: State
+    reason: str | None
+    is_kept: bool
+
+
+def _line(study: StudyRow, own: Sequence[_Own], outcomes: Mapping[int, Sequence[OutcomeRow]]) -> Line:
+    states = {one.state for one in own}
     return Line(
         study,
         state=next((state for state in _STANDING if state in states), None),
-        reason=next((reason for _, _, reason in own if reason), None),
+        reason=next((one.reason for one in own if one.reason), None),
         images=len(own),
-        results=target_results(_strongest(outcomes.get(screening_id, ()) for screening_id, _, _ in own)),
+        has_picture=any(one.is_kept for one in own),
+        results=target_results(_strongest(outcomes.get(one.screening_id, ()) for one in own)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlencode
@@ -25,6 +26,7 @@ from dicom_node.worklist.access import (
 )
 from dicom_node.worklist.accounts import AccountError, Person, Role
 from dicom_node.worklist.listing import Cursor, Filters
+from dicom_node.worklist.study import UnknownStudyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +36,18 @@ if TYPE_CHECKING:
 router = APIRouter(include_in_schema=False)
 READERS = [Depends(needs(Role.READER))]
 Reader = Annotated[Person, READERS[0]]
-UID = r"[0-9.]{1,64}"
+_UID = re.compile(r"[0-9.]{1,64}")
 _LINES = 50
+
+
+def study_uid(uid: str) -> str:
+    """The UID in a page's address."""
+    if not _UID.fullmatch(uid):
+        raise UnknownStudyError("no such study stands in the worklist")
+    return uid
+
+
+Uid = Annotated[str, Depends(study_uid)]
 
 
 def rendered(request: Request, template: str, status_code: int = 200, **values: Any) -> HTMLResponse:
@@ -251,23 +263,23 @@ def viewer_link(settings: Settings, study: Any) -> str:
 def read(
     request: Request,
     person: Reader,
-    uid: str,
+    uid: Uid,
     unread: Annotated[bool, Form()] = False,
     after: Annotated[str, Form(max_length=2000)] = "",
 ) -> Response:
     """The study is read and leaves the worklist, or comes back to it."""
     state = request.app.state
-    if listing.mark_read(state.database, uid[:64], person.name, datetime.now(UTC), read=not unread):
-        state.accounts.audit(person.name, "unread" if unread else "read", address(request), study=uid[:64])
+    if listing.mark_read(state.database, uid, person.name, datetime.now(UTC), read=not unread):
+        state.accounts.audit(person.name, "unread" if unread else "read", address(request), study=uid)
     if request.headers.get("HX-Request"):
         return Response(status_code=204, headers={"HX-Trigger": "worklist"})
     return RedirectResponse(own_path(after), 303)
 
 
 @router.get("/studies/{uid}/thumbnail", dependencies=READERS)
-def thumbnail(request: Request, uid: str) -> Response:
+def thumbnail(request: Request, uid: Uid) -> Response:
     """A small picture of the study's first image, PNG."""
-    path = listing.first_image(request.app.state.database, uid[:64])
+    path = listing.first_image(request.app.state.database, uid)
     if path is None:
         return PlainTextResponse("no image of it is kept", 404)
     picture = request.app.state.pictures.thumbnail(path)

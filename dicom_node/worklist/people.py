@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Depends, Form, Path, Request
 from fastapi.responses import RedirectResponse, Response
 
 from dicom_node.worklist.access import address, needs
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(include_in_schema=False)
 Administrator = Annotated[Person, Depends(needs(Role.ADMINISTRATOR))]
+TokenId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Form(max_length=256)]
 
 
@@ -80,7 +81,7 @@ def make_token(request: Request, person: Reader, name: Name) -> Response:
 
 
 @router.post("/account/tokens/{token_id}/revoke")
-def revoke(request: Request, person: Reader, token_id: int) -> Response:
+def revoke(request: Request, person: Reader, token_id: TokenId) -> Response:
     """One of one's own tokens lets nobody in any more."""
     request.app.state.accounts.revoke(token_id, person.name, of=person.name, address=address(request))
     return RedirectResponse("/account", 303)

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from dicom_node.claims import Claims
 from dicom_node.domain import DeliveryState, Purpose, State, invariant_holds
 from dicom_node.ledger import Ledger
-from dicom_node.outbox import Outbox
+from dicom_node.outbox import REJECTED, Outbox
 from dicom_node.overview import overview
 from dicom_node.releases import Releases
 from dicom_node.retrospective.progress import all_runs
@@ -140,7 +140,12 @@ def failures(database: Database) -> list[Failure]:
     images = (
         select(InstanceRow.study_instance_uid, ScreeningRow.reason, ScreeningRow.detail, InstanceRow.received_at)
         .join(ScreeningRow, ScreeningRow.instance_id == InstanceRow.id)
-        .where(ScreeningRow.state == State.FAILED, ScreeningRow.purpose.in_(OWN), ScreeningRow.replaced_by.is_(None))
+        .where(
+            ScreeningRow.state == State.FAILED,
+            ScreeningRow.purpose.in_(OWN),
+            ScreeningRow.replaced_by.is_(None),
+            ScreeningRow.reason.is_distinct_from(REJECTED),  # its objects stand below
+        )
         .order_by(ScreeningRow.id.desc())
         .limit(MOST_FAILURES)
     )
@@ -168,7 +173,7 @@ def failures(database: Database) -> list[Failure]:
             for uid, reason, detail, at in session.execute(images).tuples()
         ]
         found += [
-            Failure(uid, f"{kind} to {destination}", "delivery_rejected", detail or "", at)
+            Failure(uid, f"{kind} to {destination}", REJECTED, detail or "", at)
             for uid, kind, destination, detail, at in session.execute(objects).tuples()
         ]
     return found

@@ -103,8 +103,14 @@ def whole(database: Database, study_instance_uid: str) -> Whole:
     return Whole(line, films, priors, tuple(explained(explain(database, study_instance_uid))))
 
 
-def _films(session: Session, study_instance_uid: str) -> Iterator[Film]:
-    rows = session.execute(
+def film(database: Database, study_instance_uid: str, instance_id: int) -> Film | None:
+    """One image of the study; None where it holds no such image."""
+    with database.read() as session:
+        return next((one for one in _films(session, study_instance_uid, instance_id)), None)
+
+
+def _films(session: Session, study_instance_uid: str, instance_id: int | None = None) -> Iterator[Film]:
+    query = (
         select(InstanceRow, ScreeningRow, ReleaseRow)
         .join(ScreeningRow, ScreeningRow.instance_id == InstanceRow.id)
         .join(ReleaseRow, ReleaseRow.id == ScreeningRow.release_id)
@@ -114,8 +120,10 @@ def _films(session: Session, study_instance_uid: str) -> Iterator[Film]:
             ScreeningRow.replaced_by.is_(None),
         )
         .order_by(InstanceRow.id)
-    ).tuples()
-    for instance, screening, release in rows:
+    )
+    if instance_id is not None:
+        query = query.where(InstanceRow.id == instance_id)
+    for instance, screening, release in session.execute(query).tuples():
         manifest = parse_manifest(release.manifest)
         answers: tuple[TargetResult, ...] = ()
         maps: tuple[MapPlace, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Form, Request
@@ -16,9 +17,10 @@ from dicom_node.worklist import feedback
 from dicom_node.worklist.access import address, needs
 from dicom_node.worklist.accounts import Person, Role
 from dicom_node.worklist.feedback import Reason, Verdict
-from dicom_node.worklist.pages import READERS, Reader, rendered, viewer_link
+from dicom_node.worklist.pages import READERS, Reader, Uid, rendered, viewer_link
 from dicom_node.worklist.pictures import overlay_png
-from dicom_node.worklist.study import Film, UnknownStudyError, report, whole
+from dicom_node.worklist.study import Film, UnknownStudyError, film, report, whole
+from dicom_node.worklist.wording import inert
 
 if TYPE_CHECKING:
     from dicom_node.worklist.study import Whole
@@ -28,20 +30,20 @@ _NEAR = {"Cache-Control": "private, max-age=3600"}  # an image in the ledger nev
 
 
 @router.get("/studies/{uid}")
-def study(request: Request, person: Reader, uid: str, image: int = 0) -> Response:
+def study(request: Request, person: Reader, uid: Uid, image: int = 0) -> Response:
     """The study's page."""
     state = request.app.state
-    found = whole(state.database, uid[:64])
+    found = whole(state.database, uid)
     state.accounts.audit(person.name, "study_seen", address(request), study=found.line.study.study_instance_uid)
-    film = _film(found, image)
+    shown = _film(found, image)
     return rendered(
         request,
         "study.html.j2",
-        found=found,
+        found=replace(found, provenance=tuple(inert(line) for line in found.provenance)),
         line=found.line,
-        film=film,
-        report=report(state.database, Archive(state.settings.archive_dir), uid[:64]),
-        said=feedback.history(state.database, uid[:64]),
+        film=shown,
+        report=report(state.database, Archive(state.settings.archive_dir), uid),
+        said=feedback.history(state.database, uid),
         verdicts=list(Verdict),
         reasons=list(Reason),
         longest_comment=feedback.LONGEST_COMMENT,
@@ -62,31 +64,31 @@ def _film(found: Whole, instance_id: int) -> Film | None:
 
 
 def _one(request: Request, uid: str, instance_id: int) -> Film:
-    for film in whole(request.app.state.database, uid[:64]).films:
-        if film.instance_id == instance_id:
-            if film.path is None:
-                raise MissingFileError("the image's pixels are not kept any more")
-            return film
-    raise UnknownStudyError("the study holds no such image")
+    found = film(request.app.state.database, uid, instance_id)
+    if found is None:
+        raise UnknownStudyError("the study holds no such image")
+    if found.path is None:
+        raise MissingFileError("the image's pixels are not kept any more")
+    return found
 
 
 @router.get("/studies/{uid}/images/{instance_id}/grey", dependencies=READERS)
-def grey(request: Request, uid: str, instance_id: int) -> Response:
+def grey(request: Request, uid: Uid, instance_id: int) -> Response:
     """The X-ray's grey values, for the viewer."""
-    film = _one(request, uid, instance_id)
-    content = request.app.state.pictures.grey(film.path)
+    one = _one(request, uid, instance_id)
+    content = request.app.state.pictures.grey(one.path)
     return Response(content, media_type="application/octet-stream", headers=_NEAR)
 
 
 @router.get("/studies/{uid}/images/{instance_id}/maps/{number}", dependencies=READERS)
-def overlay(request: Request, uid: str, instance_id: int, number: int) -> Response:
+def overlay(request: Request, uid: Uid, instance_id: int, number: int) -> Response:
     """One member's heatmap to lie over the X-ray, PNG."""
     state = request.app.state
-    film = _one(request, uid, instance_id)
-    if not 0 <= number < len(film.maps):
+    one = _one(request, uid, instance_id)
+    if not 0 <= number < len(one.maps):
         raise UnknownStudyError("the image has no such heatmap")
-    (found,) = read_maps(Archive(state.settings.archive_dir), film.maps[number : number + 1])
-    rows, columns = state.pictures.shape(film.path)
+    (found,) = read_maps(Archive(state.settings.archive_dir), one.maps[number : number + 1])
+    rows, columns = state.pictures.shape(one.path)
     picture = overlay_png(found.pixels, rows, columns, found.box)
     return Response(picture, media_type="image/png", headers=_NEAR)
 
@@ -95,7 +97,7 @@ def overlay(request: Request, uid: str, instance_id: int, number: int) -> Respon
 def say(
     request: Request,
     person: Reader,
-    uid: str,
+    uid: Uid,
     verdict: Annotated[Verdict, Form()],
     reason: Annotated[str, Form(max_length=32)] = "",
     comment: Annotated[str, Form(max_length=4000)] = "",
@@ -103,11 +105,11 @@ def say(
     """What the person says stands in the history; where the site says so, a disagreement takes the results back."""
     state = request.app.state
     why = Reason(reason) if reason in list(Reason) else None
-    feedback.say(state.database, uid[:64], person.name, verdict, why, comment)
-    state.accounts.audit(person.name, f"said_{verdict}", address(request), study=uid[:64])
+    feedback.say(state.database, uid, person.name, verdict, why, comment)
+    state.accounts.audit(person.name, f"said_{verdict}", address(request), study=uid)
     if verdict is Verdict.DISAGREE and state.settings.worklist.disagreement_retracts:
-        _take_back(request, person, uid[:64], str(why))
-    return RedirectResponse(f"/studies/{uid[:64]}#feedback", 303)
+        _take_back(request, person, uid, str(why))
+    return RedirectResponse(f"/studies/{uid}#feedback", 303)
 
 
 def _take_back(request: Request, person: Person, uid: str, why: str) -> None:

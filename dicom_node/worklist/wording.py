@@ -26,16 +26,20 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 def shown(text: Any, most: int = 64) -> str:
     """The text without control and formatting characters, which could hide or turn what stands beside it; cut."""
-    seen = "".join(one if unicodedata.category(one)[0] != "C" else " " for one in str(text or "")[: 4 * most])
-    seen = " ".join(seen.split())
+    seen = " ".join(inert(str(text or "")[: 4 * most]).split())
     return seen if len(seen) <= most else seen[: most - 1] + "…"
+
+
+def inert(text: str) -> str:
+    """The text with a space for each control and formatting character."""
+    return "".join(one if unicodedata.category(one)[0] != "C" else " " for one in text)
 
 
 def person_name(text: str | None) -> str:
     """A Person Name (PS3.5 6.2.1) as people write it: family name, given names."""
-    alphabetic = (text or "").split("=")[0]
-    family, _, given = alphabetic.partition("^")
-    return shown(", ".join(filter(None, (family, given.replace("^", " ").strip()))))
+    group = next((one for one in (text or "").split("=") if one.strip("^ ")), "")  # alphabetic, else as it is written
+    family, _, given = group.partition("^")
+    return shown(", ".join(filter(None, (shown(family), shown(given.replace("^", " "))))))
 
 
 def ago(at: datetime | None) -> str:
