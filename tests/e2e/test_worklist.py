@@ -7,8 +7,11 @@ import re
 import pytest
 from playwright.sync_api import expect, sync_playwright
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import KeyObjectSelectionDocumentStorage
+from sqlalchemy import select
 
 from dicom_node.demo.pacs import free_port
+from dicom_node.tables import RetractionRow
 from dicom_node.worklist.accounts import Role
 from tests.browser import find_program
 from tests.conftest import missing
@@ -40,7 +43,7 @@ class Choosy:
         self.refuses = False
         self.stored = []
         self._entity = AE(ae_title="CHOOSY")
-        for sop_class in RESULT_CLASSES:
+        for sop_class in (*RESULT_CLASSES, KeyObjectSelectionDocumentStorage):
             self._entity.add_supported_context(sop_class, SYNTAXES)
 
     def __enter__(self):
@@ -73,7 +76,8 @@ def site(orthanc, choosy, browser, tmp_path_factory):
     """A node of its own for these tests: what it logged is looked at in the end."""
     web = {"port": free_port()}
     folder = tmp_path_factory.mktemp("worklist")
-    node = Node(folder / "node", destination(orthanc), choosy.peer, web=web, threads=1, **SHORT)
+    worklist = {"disagreement_retracts": True}
+    node = Node(folder / "node", destination(orthanc), choosy.peer, web=web, worklist=worklist, threads=1, **SHORT)
     try:
         node.start()
         yield Site(node, f"http://127.0.0.1:{web['port']}", folder)
@@ -183,7 +187,7 @@ def test_a_study_comes_to_an_open_worklist_and_a_flagged_one_that_came_last_stan
     assert mine.is_same
 
 
-def test_a_reader_looks_at_the_heatmap_and_disagrees_and_the_operator_gets_it_as_csv(site, window):
+def test_a_reader_looks_at_the_heatmap_and_disagrees_and_the_operator_gets_it_as_csv(site, orthanc, window):
     film = site.send(flagged=True)
     mine = window("reader", viewport=DESKTOP)
     page = mine.goto(f"/worklist?text={film.name}")
@@ -225,6 +229,14 @@ def test_a_reader_looks_at_the_heatmap_and_disagrees_and_the_operator_gets_it_as
     expect(page.locator(".said li")).to_have_count(1)
     expect(page.locator(".said li")).to_contain_text("disagree, false positive – a reader")
     expect(page.locator(".said li")).to_contain_text("a rib, =no formula")
+
+    with site.node.database.read() as session:  # as the site has it, that takes the results back
+        taken_back = session.scalars(select(RetractionRow).filter_by(study_instance_uid=film.uid)).one()
+    assert (taken_back.asked_by, taken_back.reason) == ("a reader", "quality")
+    assert taken_back.comment == "a reader disagrees: false positive"
+    wait_until(
+        lambda: "KO" in {found[1] for found in instances(orthanc, film.uid)}, what="the rejection note in Orthanc"
+    )
 
     theirs = window("operator")
     theirs.goto("/operations")
