@@ -279,8 +279,11 @@ def encrypted_fixture(prepared, tmp_path):
 
 
 @pytest.fixture(name="either")
-def either_fixture(database, tmp_path):
+def either_fixture(database, prepared, tmp_path):
     """A site of this test alone, on both databases."""
-    found = Site(tmp_path, database)
+    if database.embedded:
+        database.close()
+        shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    found = Site(tmp_path, database, studies=not database.embedded)
     yield found
     found.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Depends, Form, Path, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from dicom_node.archive import Archive
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dicom_node.worklist.study import Whole
 
 router = APIRouter(include_in_schema=False)
+ImageId = Annotated[int, Path(ge=1, le=2**31 - 1)]  # of the databases' integers
 _NEAR = {"Cache-Control": "private, max-age=3600"}  # an image in the ledger never changes
 
 
@@ -73,7 +74,7 @@ def _one(request: Request, uid: str, instance_id: int) -> Film:
 
 
 @router.get("/studies/{uid}/images/{instance_id}/grey", dependencies=READERS)
-def grey(request: Request, uid: Uid, instance_id: int) -> Response:
+def grey(request: Request, uid: Uid, instance_id: ImageId) -> Response:
     """The X-ray's grey values, for the viewer."""
     one = _one(request, uid, instance_id)
     content = request.app.state.pictures.grey(one.path)
@@ -81,7 +82,7 @@ def grey(request: Request, uid: Uid, instance_id: int) -> Response:
 
 
 @router.get("/studies/{uid}/images/{instance_id}/maps/{number}", dependencies=READERS)
-def overlay(request: Request, uid: Uid, instance_id: int, number: int) -> Response:
+def overlay(request: Request, uid: Uid, instance_id: ImageId, number: int) -> Response:
     """One member's heatmap to lie over the X-ray, PNG."""
     state = request.app.state
     one = _one(request, uid, instance_id)

@@ -408,7 +408,7 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(bench):
     bench.more(2)
     screener, asked = bench.screener(FakeEnsemble(), batch_size=3), iter((False, True))
     screener.screen_next(lambda: next(asked))
-    assert states(bench) == ["reported", "waiting", "waiting"]
+    assert sorted(states(bench)) == ["reported", "waiting", "waiting"]  # whichever was decoded first
     with bench.database.read() as session:
         assert session.scalars(select(ScreeningRow.failures)).all() == [0, 0, 0]
 

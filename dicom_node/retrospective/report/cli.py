@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.retrospective.report.answers import StudyAnswer
     from dicom_node.retrospective.report.making import Made
 
-PACKAGES = ("jinja2", "matplotlib", "pyarrow", "scipy", "sklearn")  # of the extra `report`
+PACKAGES = ("matplotlib", "pyarrow", "scipy", "sklearn")  # of the extra `report`
 
 
 def report(
