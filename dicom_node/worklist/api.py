@@ -202,11 +202,11 @@ def study(request: Request, person: Reader, uid: Uid) -> Detail:
 def set_read(request: Request, person: Reader, uid: Uid, wanted: ReadState) -> Study:
     """The study was read and leaves the worklist, or comes back to it."""
     state = request.app.state
-    if listing.mark_read(state.database, uid, person.name, datetime.now(UTC), read=wanted.read):
-        state.accounts.audit(person.name, "read" if wanted.read else "unread", address(request), study=uid)
+    listing.mark_read(state.database, uid, person.name, datetime.now(UTC), read=wanted.read)
     line = listing.one(state.database, uid)
     if line is None:
         raise UnknownStudyError("no such study stands in the worklist")
+    state.accounts.audit(person.name, "read" if wanted.read else "unread", address(request), study=uid)
     return Study(**_study(line))
 
 
