@@ -191,6 +191,7 @@ class Claims:
         with self._database.write() as session:
             self._move(session, claim, State.CLAIMED, State.PREDICTED, remarks=list(prediction.remarks))
             predictions.save(session, claim.screening_id, prediction, maps_file)
+            move_up(session, claim.screening_id, self._policy)
 
     def load_prediction(self, claim: Claim) -> StoredPrediction:
         """The prediction that the ledger holds for the claim's screening."""
@@ -206,7 +207,6 @@ class Claims:
             delivers = _delivers(session, claim)
             self._move(session, claim, State.PREDICTED, State.REPORTED if delivers else State.WITHHELD, **_RELEASED)
             enqueue(session, heatmap, destinations if delivers else (), screening_id=claim.screening_id)
-            move_up(session, claim.screening_id, self._policy)
             if notes:
                 screening = session.get_one(ScreeningRow, claim.screening_id)
                 session.get_one(InstanceRow, screening.instance_id).notes = list(notes)

@@ -187,6 +187,9 @@ class Web(BaseModel):
     behind_proxy: bool = Field(
         False, description="A reverse proxy with TLS stands before it and sets X-Forwarded-For and X-Forwarded-Proto."
     )
+    proxies: tuple[str, ...] = Field(
+        ("127.0.0.1", "::1"), description="Addresses of those proxies, or networks: whose X-Forwarded-For is believed."
+    )
     trusted_network: bool = Field(
         False, description="Serve other addresses as it is: the network is a container's, published on loopback."
     )

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
 
+from dicom_node.config import Worklist
 from dicom_node.domain import ObjectKind, Origin, Purpose, State
 from dicom_node.predictions import target_results
 from dicom_node.releases import ReleaseError, Releases
@@ -99,10 +100,11 @@ class Summary:
 
 
 class Ledger:
-    """What came in, by which release it is screened, and what became of it."""
+    """What came in, by which release it is screened, and what became of it; `policy` says what moves a study up."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, policy: Worklist | None = None) -> None:
         self._database = database
+        self._policy = policy or Worklist()
 
     def explain(self, error: SQLAlchemyError) -> NodeError:
         """What an error of the database means, in one line that holds no row."""
@@ -182,7 +184,7 @@ class Ledger:
                         received_at=db_now(),
                     )
                 )
-                return kind, make_live(session, known, received)
+                return kind, make_live(session, known, received, self._policy)
             release_id = self._active_release(session)
             admission = received.admission
             instance = InstanceRow(

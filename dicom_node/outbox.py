@@ -229,14 +229,16 @@ class Outbox:
         with self._database.write() as session:
             _postpone(session, destination, session.scalar(select(db_now(self._retry_base_s / 2))))
 
-    def send_again(self, *, destination: str | None = None, study_instance_uid: str | None = None) -> int:
+    def send_again(
+        self, *, destination: str | None = None, study_instance_uid: str | None = None, failed_only: bool = False
+    ) -> int:
         """What was rejected, or could not be proven, is due once more; returns how many objects that are.
 
-        With a study, all of its objects are that were not withdrawn, wherever they stand. A repeated send is the same
-        object under the same UID.
+        With a study, all of its objects are that were not withdrawn, wherever they stand, unless `failed_only`. A
+        repeated send is the same object under the same UID.
         """
         ended = [DeliveryState.REJECTED, DeliveryState.UNPROVEN]
-        if study_instance_uid is not None:
+        if study_instance_uid is not None and not failed_only:
             ended += [DeliveryState.COMMITTED, DeliveryState.READ_BACK]
         stands = or_(ObjectRow.retraction_id.is_(None), ObjectRow.kind == ObjectKind.NOTE)
         found = _with_objects().where(DeliveryRow.state.in_(ended), stands)

@@ -106,7 +106,7 @@ def start_listener(
     """
     proofs = Proofs(database, retry_base_s=settings.retry_base_s)
     archive = Archive(settings.archive_dir)
-    listener = Listener(settings, archive, Ledger(database), ring, accepting, proofs.answered)
+    listener = Listener(settings, archive, Ledger(database, settings.worklist), ring, accepting, proofs.answered)
     try:
         listener.start()
     except OSError as error:

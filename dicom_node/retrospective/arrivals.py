@@ -14,11 +14,12 @@ from dicom_node.domain import ObjectKind, Origin, Purpose, State, StudyState
 from dicom_node.retrospective.tables import RunInstanceRow, RunRow, RunStudyRow
 from dicom_node.tables import InstanceRow, ObjectRow, ReleaseRow, ScreeningRow
 from dicom_node.transitions import OWN, change_state, log_transition
-from dicom_node.worklist.arrivals import arrive
+from dicom_node.worklist.arrivals import arrive, move_up
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from dicom_node.config import Worklist
     from dicom_node.ledger import Received
 
 MOVE = "move"
@@ -79,7 +80,7 @@ def land_known(session: Session, asked: Asked, known: InstanceRow, received: Rec
     land(session, asked, received, None)
 
 
-def make_live(session: Session, known: InstanceRow, received: Received) -> bool:
+def make_live(session: Session, known: InstanceRow, received: Received, policy: Worklist) -> bool:
     """What only a run holds is live from now on, as a peer has sent it; whether a worker may have work now.
 
     Its networks run once: where the run's prediction stands with its maps, only results are made of it.
@@ -98,6 +99,7 @@ def make_live(session: Session, known: InstanceRow, received: Received) -> bool:
     own.purpose, own.delivers = Purpose.LIVE, True
     session.flush()
     arrive(session, received)
+    move_up(session, own.id, policy)  # what a run's prediction says already
     if own.state in _NOT_ANSWERED:
         return True
     if own.state != State.WITHHELD or was_delivering:

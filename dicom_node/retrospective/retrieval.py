@@ -109,7 +109,7 @@ def retrieve(settings: Settings, peer_name: str, way: str, wanted: Wanted) -> st
         landed = _Landed(database, wanted.run_study_id)
         if way == "move":
             return _move(settings, peer, wanted, landed)
-        intake = Intake(settings, Archive(settings.archive_dir), Ledger(database))
+        intake = Intake(settings, Archive(settings.archive_dir), Ledger(database, settings.worklist))
         if way == "get":
             return _get(settings, peer, wanted, intake)
         return _web(settings, peer, wanted, intake)

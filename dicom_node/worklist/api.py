@@ -19,6 +19,7 @@ from dicom_node.worklist.accounts import Person, Role
 from dicom_node.worklist.feedback import LONGEST_COMMENT, Reason, Verdict
 from dicom_node.worklist.listing import MOST_LINES, Cursor, Filters
 from dicom_node.worklist.pages import filters
+from dicom_node.worklist.retracting import take_back
 from dicom_node.worklist.standing import standing
 from dicom_node.worklist.study import UnknownStudyError, whole
 
@@ -238,6 +239,7 @@ def say(request: Request, person: Reader, uid: Uid, opinion: Opinion) -> list[Gi
         raise UnknownStudyError("no such study stands in the worklist")
     feedback.say(state.database, uid, person.name, opinion.verdict, opinion.reason, opinion.comment)
     state.accounts.audit(person.name, f"said_{opinion.verdict}", address(request), study=uid)
+    take_back(request, person, uid, opinion.verdict, opinion.reason)
     return said(request, uid)
 
 

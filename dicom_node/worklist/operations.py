@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Depends, Form, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 from sqlalchemy import text
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 router = APIRouter(include_in_schema=False)
 Operator = Annotated[Person, Depends(needs(Role.OPERATOR))]
 _PREFIX = "cxr_node_"
+_DONE = re.compile(r"\d{1,9} (objects are sent again|images wait to be screened anew)", re.ASCII)
 
 
 @router.get("/operations")
-def operations(request: Request, person: Operator, done: str = "") -> Response:
+def operations(request: Request, person: Operator, done: Annotated[str, Query(max_length=100)] = "") -> Response:
     """How the node stands, what failed, and the buttons that try it again."""
     state = request.app.state
     found = failures(state.database)
@@ -35,7 +37,7 @@ def operations(request: Request, person: Operator, done: str = "") -> Response:
         failures=found,
         kinds=kinds,
         destinations=list(state.settings.destinations),
-        done=done[:100],
+        done=done if _DONE.fullmatch(done) else "",
         csrf_token=person.csrf_token,
     )
 
@@ -52,7 +54,7 @@ def retry(
     state = request.app.state
     outbox = outbox_of(state.settings, state.database)
     if destination or reason == "delivery_rejected":
-        count = outbox.send_again(destination=destination or None, study_instance_uid=study or None)
+        count = outbox.send_again(destination=destination or None, study_instance_uid=study or None, failed_only=True)
         told = f"{count} objects are sent again"
     else:
         studies = [study] if study else failed_studies(state.database, reason)

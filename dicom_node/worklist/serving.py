@@ -50,7 +50,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
                 lifespan="off",
                 server_header=False,
                 proxy_headers=web.behind_proxy,
-                forwarded_allow_ips="*" if web.behind_proxy else None,
+                forwarded_allow_ips=list(web.proxies) if web.behind_proxy else None,
                 ssl_certfile=str(web.tls_certificate) if web.tls_certificate else None,
                 ssl_keyfile=str(web.tls_key) if web.tls_key else None,
                 timeout_graceful_shutdown=_END_S,

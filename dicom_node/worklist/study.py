@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 from sqlalchemy import select
 
 from dicom_node import predictions
@@ -182,6 +183,7 @@ def report(database: Database, archive: Archive, study_instance_uid: str) -> tup
             ReportRow.study_instance_uid == study_instance_uid,
             ReportRow.replaced_by.is_(None),
             ObjectRow.kind == ObjectKind.REPORT,
+            ObjectRow.retraction_id.is_(None),
         )
         .order_by(ObjectRow.id.desc())
     )
@@ -191,7 +193,7 @@ def report(database: Database, archive: Archive, study_instance_uid: str) -> tup
         return ()
     try:
         found = dcmread(archive.locate(path))
-    except OSError:
+    except (OSError, InvalidDicomError):
         return ()
     return tuple(_items(found, 0))
 

@@ -9,16 +9,14 @@ from fastapi import APIRouter, Depends, Form, Path, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from dicom_node.archive import Archive
-from dicom_node.domain import RejectionReason
 from dicom_node.maps import MissingFileError, read_maps
-from dicom_node.retraction import retract
-from dicom_node.retractions import RetractionError
 from dicom_node.worklist import feedback
 from dicom_node.worklist.access import address, needs
 from dicom_node.worklist.accounts import Person, Role
 from dicom_node.worklist.feedback import Reason, Verdict
 from dicom_node.worklist.pages import READERS, Reader, Uid, rendered, viewer_link
 from dicom_node.worklist.pictures import overlay_png
+from dicom_node.worklist.retracting import take_back
 from dicom_node.worklist.study import Film, UnknownStudyError, film, report, whole
 from dicom_node.worklist.wording import inert
 
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 router = APIRouter(include_in_schema=False)
 ImageId = Annotated[int, Path(ge=1, le=2**31 - 1)]  # of the databases' integers
-_NEAR = {"Cache-Control": "private, max-age=3600"}  # an image in the ledger never changes
 
 
 @router.get("/studies/{uid}")
@@ -78,7 +75,7 @@ def grey(request: Request, uid: Uid, instance_id: ImageId) -> Response:
     """The X-ray's grey values, for the viewer."""
     one = _one(request, uid, instance_id)
     content = request.app.state.pictures.grey(one.path)
-    return Response(content, media_type="application/octet-stream", headers=_NEAR)
+    return Response(content, media_type="application/octet-stream")
 
 
 @router.get("/studies/{uid}/images/{instance_id}/maps/{number}", dependencies=READERS)
@@ -91,7 +88,7 @@ def overlay(request: Request, uid: Uid, instance_id: ImageId, number: int) -> Re
     (found,) = read_maps(Archive(state.settings.archive_dir), one.maps[number : number + 1])
     rows, columns = state.pictures.shape(one.path)
     picture = overlay_png(found.pixels, rows, columns, found.box)
-    return Response(picture, media_type="image/png", headers=_NEAR)
+    return Response(picture, media_type="image/png")
 
 
 @router.post("/studies/{uid}/feedback")
@@ -108,24 +105,8 @@ def say(
     why = Reason(reason) if reason in list(Reason) else None
     feedback.say(state.database, uid, person.name, verdict, why, comment)
     state.accounts.audit(person.name, f"said_{verdict}", address(request), study=uid)
-    if verdict is Verdict.DISAGREE and state.settings.worklist.disagreement_retracts:
-        _take_back(request, person, uid, str(why))
+    take_back(request, person, uid, verdict, why)
     return RedirectResponse(f"/studies/{uid}#feedback", 303)
-
-
-def _take_back(request: Request, person: Person, uid: str, why: str) -> None:
-    state = request.app.state
-    try:
-        retract(
-            state.settings,
-            uid,
-            RejectionReason.QUALITY,
-            comment=f"a reader disagrees: {why.replace('_', ' ')}",
-            asked_by=person.name,
-        )
-    except RetractionError:  # nothing to take back, or it was before
-        return
-    state.accounts.audit(person.name, "retracted", address(request), study=uid)
 
 
 @router.get("/feedback.csv")

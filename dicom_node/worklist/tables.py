@@ -41,7 +41,7 @@ class StudyRow(Base):
     flagged: Mapped[bool] = mapped_column(default=False, server_default=false())
     probability: Mapped[float | None]
     modality: Mapped[str] = mapped_column(String(16))
-    location: Mapped[str] = mapped_column(_NAME)
+    location: Mapped[str] = mapped_column(_BYTES)
     study_date: Mapped[str | None] = mapped_column(String(8))
     patient_id: Mapped[str | None] = mapped_column(String(64), index=True)
     patient_name: Mapped[str | None] = mapped_column(String(324))

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from dicom_node.config import Worklist
-from dicom_node.domain import Admission, DeclineReason, ObjectKind, Origin, State
+from dicom_node.domain import Admission, DeclineReason, Origin, State
 from dicom_node.worklist import listing
 from dicom_node.worklist.arrivals import lead, words
 from dicom_node.worklist.listing import Cursor, CursorError, Filters, count, mark_read, page
 from dicom_node.worklist.tables import StudyRow, StudyWordRow
 from tests.cohort_factories import Night
-from tests.ledger_factories import product, received
+from tests.ledger_factories import received
+from tests.result_factories import prediction
 
 BEGIN = datetime(2026, 3, 1, 8, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -201,10 +202,17 @@ def test_what_a_run_fetches_is_not_in_the_worklist_until_a_peer_sends_it(night):
     night.screen()
     assert order(night) == ["11"]
     night.arrive("1.2.10.1")
+    assert order(night) == ["10", "11"]  # the run's prediction stands, and moves the study up
+    assert order(night, flagged=True) == ["10"]
+
+
+def test_a_flag_counts_even_where_the_heatmap_cannot_be_made(night):
+    come(night, 10, 11)
+    night.screen()
+    claim = night.claims.claim("worker", 60)
+    night.claims.save_prediction(claim, prediction(0.9, 0.5, release=claim.manifest.release), None)
+    night.claims.fail(claim, CursorError("no heatmap"))
     assert order(night) == ["11", "10"]
-    claim = night.claims.claim("worker", 60)  # the run's prediction stands; its result moves the study up
-    night.claims.save_heatmap(claim, product(ObjectKind.HEATMAP, "2.25.77"), [], [])
-    assert order(night) == ["10", "11"]
 
 
 def test_a_declined_image_keeps_its_study_where_it_came(night):

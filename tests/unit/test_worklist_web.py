@@ -262,5 +262,5 @@ def test_every_answer_carries_the_headers_that_protect_it(kind, request, monkeyp
         assert "server" not in headers
         is_picture = headers.get("Content-Type") in ("image/png", "application/octet-stream")
         if not where[1].startswith("/static/"):
-            assert headers["Cache-Control"] == ("private, max-age=3600" if is_picture else "no-store"), where
+            assert headers["Cache-Control"] == ("private, max-age=3600" if is_thumbnail else "no-store"), where
         assert ("Strict-Transport-Security" in headers) == (kind == "encrypted")

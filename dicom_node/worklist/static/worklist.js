@@ -13,7 +13,7 @@ function step(by) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || (event.repeat && event.key === "m")) return;
   if (isTyping(event.target)) {
     if (event.key === "Escape") event.target.blur();
     return;
@@ -21,14 +21,19 @@ document.addEventListener("keydown", (event) => {
   const row = document.activeElement?.closest("#rows tr");
   if (event.key === "j" || event.key === "ArrowDown") step(1);
   else if (event.key === "k" || event.key === "ArrowUp") step(-1);
-  else if (event.key === "m" && row) row.querySelector(".mark-read").click();
+  else if (event.key === "m" && row) {
+    marked = row.id;
+    row.querySelector(".mark-read").click();
+  }
   else if (event.key === "/") document.querySelector(".filters input[type=search]").focus();
   else return;
   event.preventDefault();
 });
 
-// What is focused stays so when its line moves; where its line left, the one that took its place is.
+// What is focused stays so when its line moves. Where one's own key made the line leave, the one that took its place is;
+// where somebody else did, none is: the next key shall not hit a study that nobody has looked at.
 let focused = null;
+let marked = null;
 document.addEventListener("htmx:beforeSwap", () => {
   const row = document.activeElement?.closest("#rows tr");
   focused = row && { id: row.id, at: links().indexOf(row.querySelector("a.open")) };
@@ -36,7 +41,17 @@ document.addEventListener("htmx:beforeSwap", () => {
 document.addEventListener("htmx:afterSwap", () => {
   if (!focused) return;
   const all = links();
-  (document.getElementById(focused.id)?.querySelector("a.open") ?? all[Math.min(focused.at, all.length - 1)])?.focus();
+  const next = focused.id === marked ? all[Math.min(focused.at, all.length - 1)] : null;
+  (document.getElementById(focused.id)?.querySelector("a.open") ?? next)?.focus();
+});
+
+// A list that cannot be renewed says so: it is kept open all day.
+const stale = (is) => document.getElementById("stale").toggleAttribute("hidden", !is);
+for (const fault of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {
+  document.addEventListener(fault, () => stale(true));
+}
+document.addEventListener("htmx:afterOnLoad", (event) => {
+  if (event.detail.xhr.status < 400) stale(false);
 });
 
 // A study without a picture that can be shown keeps its place.
