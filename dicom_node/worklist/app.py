@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
@@ -88,7 +87,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= FILTERS
-    made.globals |= {"version": __version__, "now": lambda: datetime.now(UTC)}
+    made.globals["version"] = __version__
     return made
 
 

@@ -104,6 +104,8 @@ class Line:
         What its images amount to; None where none of them stands in the ledger any more.
     reason
         Why an image of it was declined or failed.
+    has_picture
+        Whether an image of it is kept here.
     results
         The answers of its image with the strongest flag, else of its first answered image.
     """

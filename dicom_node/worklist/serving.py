@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEB = "web"
 _END_S = 5
 _DECODERS = 2  # one for the study that is opened, whatever pictures the worklist wants
 
